@@ -1,0 +1,196 @@
+"""Multi-armed bandits: one never-ending episode, one constant observation, A arms."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import spaces
+from gymnax.environments.environment import EnvParams, EnvState
+
+from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, require, split_key
+
+
+@struct.dataclass
+class GaussianBanditParams(EnvParams):
+    """One Gaussian bandit: arm a pays N(means[a], noise_sd^2)."""
+
+    means: jax.Array = struct.field(default_factory=lambda: jnp.zeros(1))  # float32 [A]
+    noise_sd: jax.Array = struct.field(default_factory=lambda: jnp.zeros(()))  # float32 [], >= 0
+    max_steps_in_episode: int = NEVER
+
+
+@struct.dataclass
+class BernoulliBanditParams(EnvParams):
+    """One Bernoulli bandit: arm a pays 1 with probability means[a], else 0."""
+
+    means: jax.Array = struct.field(default_factory=lambda: jnp.zeros(1))  # float32 [A], in [0, 1]
+    max_steps_in_episode: int = NEVER
+
+
+@struct.dataclass
+class LinearBanditParams(EnvParams):
+    """One linear bandit: arm a pays N(<theta, features[a]>, noise_sd^2)."""
+
+    theta: jax.Array = struct.field(default_factory=lambda: jnp.zeros(1))  # float32 [d]
+    noise_sd: jax.Array = struct.field(default_factory=lambda: jnp.zeros(()))  # float32 [], >= 0
+    max_steps_in_episode: int = NEVER
+
+
+class Bandit(TaskFamily):
+    """What all bandits share. The observation is the constant 1 (float32 [1]); actions are arms (int32 [])."""
+
+    episodic = False
+
+    def __init__(self, num_arms: int):
+        require(is_int(num_arms, 2), "num_arms", num_arms, "an integer of at least 2")
+        self.num_arms = num_arms
+
+    def means(self, params: Any) -> jax.Array:
+        """Expected reward of every arm, float32 [A]."""
+        raise NotImplementedError
+
+    def sample_reward(self, key: jax.Array, mean: jax.Array, params: Any) -> jax.Array:
+        """Draws the reward of an arm whose mean is given, float32 []."""
+        raise NotImplementedError
+
+    def expected_reward(self, state: EnvState, action: jax.Array, params: Any) -> jax.Array:
+        """Mean reward of one arm, float32 []; arms outside the action space are clipped into it."""
+        return self.means(params)[jnp.clip(action, 0, self.num_arms - 1)]
+
+    def optimal_action(self, state: EnvState, params: Any) -> jax.Array:
+        """The arm with the highest mean, int32 []; the lowest such index if several."""
+        return jnp.argmax(self.means(params)).astype(jnp.int32)
+
+    def step_env(self, key, state, action, params):
+        """Pulls one arm."""
+        reward = self.sample_reward(key, self.expected_reward(state, action, params), params)
+        return jnp.ones(1), EnvState(time=state.time + 1), reward, jnp.zeros((), bool), {}
+
+    def reset_env(self, key, params):
+        """Starts the one episode."""
+        return jnp.ones(1), EnvState(time=jnp.zeros((), jnp.int32))
+
+    def is_truncated(self, state, params):
+        """Never: the horizon of a bandit is the number of steps of the rollout."""
+        return jnp.zeros((), bool)
+
+    @property
+    def num_actions(self) -> int:
+        """Number of arms."""
+        return self.num_arms
+
+    def action_space(self, params=None) -> spaces.Discrete:
+        """The arms."""
+        return spaces.Discrete(self.num_arms)
+
+    def observation_space(self, params=None) -> spaces.Box:
+        """The constant 1."""
+        return spaces.Box(1.0, 1.0, (1,))
+
+
+class GaussianBandit(Bandit):
+    """Means iid U[0, 1], Gaussian reward noise (Lee et al. 2023, DPT: 5 arms, sd 0.3).
+
+    Args:
+      num_arms: A, at least 2.
+      noise_sd: standard deviation of the reward noise, at least 0.
+    """
+
+    def __init__(self, num_arms: int = 5, noise_sd: float = 0.3):
+        super().__init__(num_arms)
+        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        self.noise_sd = noise_sd
+
+    @property
+    def default_params(self) -> GaussianBanditParams:
+        """Evenly spaced means, the last arm best."""
+        return self._params(jnp.linspace(0.0, 1.0, self.num_arms))
+
+    def sample_task(self, key: jax.Array, split: Split = "train") -> GaussianBanditParams:
+        """Draws the means of one bandit, each U[0, 1]."""
+        return self._params(jax.random.uniform(split_key(key, split), (self.num_arms,)))
+
+    def _params(self, means):
+        return GaussianBanditParams(means=means, noise_sd=jnp.float32(self.noise_sd))
+
+    def means(self, params):
+        """Expected reward of every arm, float32 [A]."""
+        return params.means
+
+    def sample_reward(self, key, mean, params):
+        """N(mean, noise_sd^2)."""
+        return mean + params.noise_sd * jax.random.normal(key)
+
+
+class BernoulliBandit(Bandit):
+    """Means iid U[0, 1], rewards 0 or 1 (the test shift of Lee et al. 2023, DPT).
+
+    Args:
+      num_arms: A, at least 2.
+    """
+
+    def __init__(self, num_arms: int = 5):
+        super().__init__(num_arms)
+
+    @property
+    def default_params(self) -> BernoulliBanditParams:
+        """Evenly spaced means, the last arm best."""
+        return BernoulliBanditParams(means=jnp.linspace(0.0, 1.0, self.num_arms))
+
+    def sample_task(self, key: jax.Array, split: Split = "train") -> BernoulliBanditParams:
+        """Draws the means of one bandit, each U[0, 1]."""
+        return BernoulliBanditParams(means=jax.random.uniform(split_key(key, split), (self.num_arms,)))
+
+    def means(self, params):
+        """Expected reward of every arm, float32 [A]."""
+        return params.means
+
+    def sample_reward(self, key, mean, params):
+        """1 with probability `mean`, else 0."""
+        return (jax.random.uniform(key) < mean).astype(jnp.float32)
+
+
+class LinearBandit(Bandit):
+    """Means linear in features that all tasks share: mean[a] = <theta, features[a]> (Lee et al. 2023, DPT).
+
+    theta ~ N(0, I_d / d) is the task; features, each row N(0, I_d / d), are drawn once by NumPy's legacy generator from
+    `feature_seed`, as the paper's code does (10 arms, d = 2, seed 1234, sd 0.3).
+
+    Args:
+      num_arms: A, at least 2.
+      dim: d, at least 1.
+      noise_sd: standard deviation of the reward noise, at least 0.
+      feature_seed: seed of the feature map, 0 ..= 2^31 - 1.
+    """
+
+    def __init__(self, num_arms: int = 10, dim: int = 2, noise_sd: float = 0.3, feature_seed: int = 1234):
+        super().__init__(num_arms)
+        require(is_int(dim, 1), "dim", dim, "an integer of at least 1")
+        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        require(is_int(feature_seed, 0), "feature_seed", feature_seed, f"an integer in 0 ..= {NEVER}")
+        self.dim = dim
+        self.noise_sd = noise_sd
+        legacy = np.random.RandomState(feature_seed)
+        self.features = (legacy.standard_normal((num_arms, dim)) / np.sqrt(dim)).astype(np.float32)  # [A, d]
+
+    @property
+    def default_params(self) -> LinearBanditParams:
+        """theta along the first feature axis."""
+        return self._params(jnp.eye(self.dim)[0])
+
+    def sample_task(self, key: jax.Array, split: Split = "train") -> LinearBanditParams:
+        """Draws theta ~ N(0, I_d / d)."""
+        return self._params(jax.random.normal(split_key(key, split), (self.dim,)) / np.sqrt(self.dim))
+
+    def _params(self, theta):
+        return LinearBanditParams(theta=theta.astype(jnp.float32), noise_sd=jnp.float32(self.noise_sd))
+
+    def means(self, params):
+        """Expected reward of every arm, float32 [A]."""
+        return jnp.sum(self.features * params.theta[None], axis=-1)
+
+    def sample_reward(self, key, mean, params):
+        """N(mean, noise_sd^2)."""
+        return mean + params.noise_sd * jax.random.normal(key)

@@ -1,0 +1,214 @@
+"""One-line wrappers that compose: `revealed(env)`, `copies(env, n)`, `preferences(env)`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+from gymnax.environments.environment import Environment
+
+from icrl_envs.task_family import TaskFamily, is_int, require
+
+
+class Revealed(NamedTuple):
+    """What an oracle sees: the observation with the hidden state and the task beside it."""
+
+    obs: Any
+    state: Any
+    params: Any
+
+
+def _inner(name: str) -> property:
+    return property(lambda self: getattr(self.env, name, getattr(TaskFamily, name, None)))
+
+
+class Wrapper(TaskFamily):
+    """An environment that is another one but for what it defines itself."""
+
+    def __init__(self, env: Environment):
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:  # what only the wrapped class has: `num_arms`, `features`, ...
+        if name == "env":  # not set yet: while copying
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    name = _inner("name")
+    default_params = _inner("default_params")
+    num_actions = _inner("num_actions")
+    episodic = _inner("episodic")
+    sample_task = _inner("sample_task")
+    tasks = _inner("tasks")
+    optimal_action = _inner("optimal_action")
+    expected_reward = _inner("expected_reward")
+    optimal_return = _inner("optimal_return")
+    step_env = _inner("step_env")
+    reset_env = _inner("reset_env")
+    is_truncated = _inner("is_truncated")
+    is_terminated = _inner("is_terminated")
+    action_space = _inner("action_space")
+    observation_space = _inner("observation_space")
+    state_space = _inner("state_space")
+
+
+class _Revealed(Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        _require_one(env)
+
+    def step_env(self, key, state, action, params):
+        obs, state, reward, terminated, info = self.env.step_env(key, state, action, params)
+        return Revealed(obs, state, params), state, reward, terminated, info
+
+    def reset_env(self, key, params):
+        obs, state = self.env.reset_env(key, params)
+        return Revealed(obs, state, params), state
+
+
+def revealed(env: Environment) -> Wrapper:
+    """Shows `Revealed(obs, state, params)` to oracles and demonstrators; histories keep only the obs.
+
+    Raises:
+      ValueError: `env` is `copies(...)`.
+    """
+    return _Revealed(env)
+
+
+class Copies(Wrapper):
+    def __init__(self, env, n):
+        super().__init__(env)
+        require(is_int(n, 1), "n", n, "an integer of at least 1")
+        self.n = n
+
+    def step(self, key, state, action, params=None):  # gymnax's auto-reset, for each copy by itself
+        params = self.default_params if params is None else params
+        return jax.vmap(self.env.step, in_axes=(0, 0, 0, None))(jax.random.split(key, self.n), state, action, params)
+
+    def step_env(self, key, state, action, params):
+        keys = jax.random.split(key, self.n)
+        return jax.vmap(self.env.step_env, in_axes=(0, 0, 0, None))(keys, state, action, params)
+
+    def reset_env(self, key, params):
+        return jax.vmap(self.env.reset_env, in_axes=(0, None))(jax.random.split(key, self.n), params)
+
+    def is_truncated(self, state, params):
+        return jax.vmap(self.env.is_truncated, in_axes=(0, None))(state, params)
+
+    @property
+    def expected_reward(self):
+        inner = self.env.expected_reward
+        return inner and jax.vmap(inner, in_axes=(0, 0, None))
+
+    @property
+    def optimal_action(self):
+        inner = self.env.optimal_action
+        return inner and jax.vmap(inner, in_axes=(0, None))
+
+    def action_space(self, params):
+        return _Stacked(self.env.action_space(params), self.n)
+
+    def observation_space(self, params):
+        return _Stacked(self.env.observation_space(params), self.n)
+
+
+def copies(env: Environment, n: int) -> Wrapper:
+    """Puts n copies of one task behind one learner: every field of a step leads with [n], and copies auto-reset alone.
+
+    Raises:
+      ValueError: n below 1.
+    """
+    return Copies(env, n)
+
+
+def _require_one(env):
+    if isinstance(env, Copies):
+        raise ValueError(f"env=copies({env.env.name}, {env.n}): copies goes outermost, around every other wrapper")
+
+
+class _Stacked(spaces.Space):
+    """n independent draws of one space."""
+
+    def __init__(self, space, n):
+        self.space, self.n, self.shape, self.dtype = space, n, (n, *space.shape), space.dtype
+
+    def __repr__(self):
+        return f"{self.n} x {self.space!r}"
+
+    def sample(self, key):
+        return jax.vmap(self.space.sample)(jax.random.split(key, self.n))
+
+    def contains(self, x):
+        return jnp.all(jax.vmap(self.space.contains)(x))
+
+
+class _Preferences(Wrapper):
+    def __init__(self, env, score, temperature):
+        super().__init__(env)
+        _require_one(env)
+        require(temperature >= 0, "temperature", temperature, "at least 0 (0: the better action always wins)")
+        self.temperature = temperature
+        self.score = env.expected_reward if score is None else score
+        if self.score is None:
+            raise ValueError(f"score=None: must be given, because {env.name} defines no expected_reward")
+
+    def step_env(self, key, state, action, params):
+        key_label, key_step = jax.random.split(key)
+        scores = self._scores(state, action, params)
+        first_wins = jax.random.uniform(key_label) < self._probability(scores)
+        winner = jnp.where(first_wins, action[0], action[1])
+        obs, next_state, reward, terminated, info = self.env.step_env(key_step, state, winner, params)
+        info = {**info, "winner": winner, "reward": reward, **self._regrets(state, scores, params)}
+        return obs, next_state, first_wins.astype(jnp.float32), terminated, info
+
+    def _scores(self, state, pair, params):
+        return jax.vmap(self.score, in_axes=(None, 0, None))(state, pair, params)
+
+    def _probability(self, scores):  # that the first action of the pair is preferred
+        margin = scores[0] - scores[1]
+        if self.temperature == 0:
+            return jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
+        return jax.nn.sigmoid(margin / self.temperature)
+
+    def _regrets(self, state, scores, params):
+        if self.env.optimal_action is None:
+            return {}
+        gaps = self.score(state, self.env.optimal_action(state, params), params) - scores
+        return {"weak_regret": jnp.min(gaps), "strong_regret": jnp.max(gaps)}
+
+    @property
+    def expected_reward(self):
+        return self.env.expected_reward and self._expected_reward
+
+    def _expected_reward(self, state, pair, params):
+        probability = self._probability(self._scores(state, pair, params))
+        rewards = jax.vmap(self.env.expected_reward, in_axes=(None, 0, None))(state, pair, params)
+        return probability * rewards[0] + (1 - probability) * rewards[1]
+
+    @property
+    def optimal_action(self):
+        return self.env.optimal_action and self._optimal_action
+
+    def _optimal_action(self, state, params):
+        best = self.env.optimal_action(state, params)
+        return jnp.stack([best, best])
+
+    def action_space(self, params):
+        return _Stacked(self.env.action_space(params), 2)
+
+
+def preferences(env: Environment, score: Callable | None = None, temperature: float = 1.0) -> Wrapper:
+    """Takes a pair of actions (leading [2]), moves by the preferred one and returns only the label as feedback.
+
+    The first action is preferred (label 1, else 0) with probability sigmoid((score_0 - score_1) / temperature), as
+    Bradley and Terry 1952. Rewards and regrets stay in `info`, for scoring only: `reward`, `winner`, and where the
+    best action is known `weak_regret` and `strong_regret`, the smaller and larger gap of the pair to it.
+
+    Args:
+      env: the environment whose rewards are hidden.
+      score: `(state, action, params) -> float32 []`; by default the family's `expected_reward`.
+      temperature: at least 0; at 0 the better action always wins, ties by a fair coin.
+    Raises:
+      ValueError: negative temperature, no score to compare by, or `env` is `copies(...)`.
+    """
+    return _Preferences(env, score, temperature)

@@ -1,0 +1,1 @@
+"""In-context reinforcement learning in one compiled JAX program."""

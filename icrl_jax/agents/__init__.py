@@ -1,0 +1,24 @@
+"""Classical agents: the references that trained ones are compared with, and the sources they learn from."""
+
+from icrl_jax.agents.index import empirical_mean, lcb, ucb, ucb1
+from icrl_jax.agents.learner import learner
+from icrl_jax.agents.linear import linucb, thompson_linear
+from icrl_jax.agents.oracle import oracle
+from icrl_jax.agents.prompted import prompted
+from icrl_jax.agents.thompson import thompson_beta, thompson_gaussian
+from icrl_jax.agents.uniform import uniform
+
+__all__ = [
+    "empirical_mean",
+    "lcb",
+    "learner",
+    "linucb",
+    "oracle",
+    "prompted",
+    "thompson_beta",
+    "thompson_gaussian",
+    "thompson_linear",
+    "ucb",
+    "ucb1",
+    "uniform",
+]

@@ -1,0 +1,43 @@
+"""The in-context agent: a trained model that steps through its own history, one token an act, weights frozen."""
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from icrl_jax.core import Agent, Array, TimeStep, Tree
+
+
+def in_context(policy: Tree, greedy: bool = False) -> Agent:
+    """Acts by a model with `step(carry, timestep[B]) -> (carry, logits[B, A])`, reading each input once.
+
+    Args:
+      policy: the model, a pytree (`icrl_jax.models.policy.Policy`).
+      greedy: takes the likeliest action instead of sampling from the softmax.
+    Returns:
+      An `Agent` whose `info` holds `probs`, the action probabilities float32 [A], and `log_prob` of the action taken.
+    """
+    return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
+
+
+def _init(policy, key: Array) -> Tree:
+    return policy.body.init_carry(1)
+
+
+def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
+    carry, logits = _step(policy, carry, timestep)
+    return _decide(carry, logits, jax.random.categorical(key, logits))
+
+
+def _act_greedy(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
+    carry, logits = _step(policy, carry, timestep)
+    return _decide(carry, logits, jnp.argmax(logits))
+
+
+def _step(policy, carry, timestep):
+    carry, logits = policy.step(carry, jax.tree.map(lambda x: x[None], timestep))
+    return carry, logits[0]
+
+
+def _decide(carry, logits, action):
+    log_probs = jax.nn.log_softmax(logits)
+    return carry, action.astype(jnp.int32), {"probs": jnp.exp(log_probs), "log_prob": log_probs[action]}

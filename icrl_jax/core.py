@@ -1,0 +1,79 @@
+"""The five types every part of the library is written against.
+
+Everything that acts is an `Agent`; everything that is trained is a `Method`.
+Axis letters, here and everywhere: B rows (one task each), T time in context, D model width, A actions, S seeds.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+Array = jax.Array
+Tree = Any  # any pytree of arrays
+
+
+class Transition(NamedTuple):
+    """One completed step of an environment, as a history keeps it."""
+
+    obs: Tree  # what was seen before acting
+    action: Tree  # int32 [] when discrete, float32 [A] when continuous
+    feedback: Array  # float32 []: a reward, or a preference label where rewards are hidden
+    next_obs: Tree  # the true observation after acting, also where an episode ended
+    terminated: Array  # bool []: the episode is over; nothing follows, so bootstrap with zero
+    truncated: Array  # bool []: the episode was cut short by a limit; bootstrap from `next_obs`
+
+
+class TimeStep(NamedTuple):
+    """What an agent is given to act on."""
+
+    obs: Tree  # the current observation
+    prev: Transition  # the last completed transition; zeros at the start of a sequence
+    reset: Array  # bool []: this input starts a new sequence, so forget first
+
+
+class Agent(NamedTuple):
+    """Something that acts in one task; `jax.vmap` makes it many.
+
+    Both fields are `jax.tree_util.Partial`s over module-level functions, so an agent is a pytree whose leaves are its
+    parameters: `jit` takes it as an argument and stacked agents vmap.
+    Law: an agent learns only from `timestep.prev`, never from the action it returned, so that any logged history can
+    be replayed into it.
+    """
+
+    init: Callable[[Array], Tree]  # key -> carry
+    act: Callable[[Tree, Array, TimeStep], tuple[Tree, Tree, dict]]  # (carry, key, timestep) -> (carry, action, info)
+
+
+class TrainState(NamedTuple):
+    """All that training carries from one update to the next."""
+
+    params: Tree  # what is learned
+    opt_state: Tree  # the optimiser's memory
+    extra: Tree  # what else a method carries: environment states, hyper-parameters, data order
+    data: Tree  # large constant arrays, one copy for all seeds; rebuilt, not saved, on resume
+    step: Array  # int32 []: updates done
+
+
+class Method(NamedTuple):
+    """Something that learns: the only plug-in point for training."""
+
+    init: Callable[..., TrainState]  # (key, hparams=None) -> TrainState; hparams is a dict of traced float32 []
+    update: Callable[[TrainState, Array], tuple[TrainState, dict]]  # (train_state, key) -> (train_state, log)
+    agent: Callable[..., Agent]  # (params, context=None, online=True, greedy=None) -> Agent
+
+
+SEED_AXES = TrainState(params=0, opt_state=0, extra=0, data=None, step=0)  # type: ignore[arg-type]
+"""`vmap` axes of a `TrainState` whose seeds are stacked on axis 0 and share their data."""
+
+
+def partial(function: Callable, /, *args: Tree, **kwargs: Tree) -> Partial:
+    """Binds arguments to a module-level `function`; the result is a pytree whose leaves are those arguments."""
+    return Partial(function, *args, **kwargs)
+
+
+def select(condition: Array, on_true: Tree, on_false: Tree) -> Tree:
+    """Chooses between two equal-shaped pytrees by one scalar bool."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)

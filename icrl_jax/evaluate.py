@@ -1,0 +1,124 @@
+"""In-context evaluation: any agent, trained or classical, in many held-out tasks at once, in one compiled scan."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments.environment import Environment
+
+from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree
+from icrl_jax.parallel import over_rows, pad_rows
+from icrl_jax.rollout import Record, replay, rollout, start
+
+
+class Evaluation(NamedTuple):
+    """What an agent did in B tasks."""
+
+    metrics: dict[str, Array]  # name -> float32 [B]
+    curves: dict[str, Array]  # name -> float32 [B, T] (per step) or [B, E] (per episode)
+    record: Record  # [B, T, ...]
+
+
+def evaluate(
+    agent: Agent | Callable[[Tree], Agent],
+    env: Environment,
+    env_params: Any,
+    key: Array,
+    num_steps: int | None = None,
+    num_episodes: int | None = None,
+    context: Tree = None,
+) -> Evaluation:
+    """Runs one agent in B tasks, each from an empty memory, and scores it.
+
+    Task b draws from `fold_in(key, b)`, so every agent evaluated with the same key meets the same tasks, starts and
+    reward noise. Jit it with `env` and the sizes static; tasks are spread over the devices.
+
+    Args:
+      agent: an `Agent`, or where `context` is given a function `context -> Agent`.
+      env: a task family, or any gymnax environment.
+      env_params: the tasks, stacked [B, ...].
+      num_steps: T, for families of one never-ending episode (bandits).
+      num_episodes: E, for episodic families; episodes that end early make room for more, which are not counted.
+      context: one prepared context per task, stacked [B, ...].
+    Returns:
+      Metrics `cumulative_regret` (pseudo-regret: from expected rewards) with curve `regret`, for bandits;
+      `first_return`, `final_return` (mean of the last max(1, ceil(E / 10)) episodes), `mean_return` with curve
+      `return`, for episodic families; `weak_regret` and `strong_regret` where preferences are the feedback.
+    Raises:
+      ValueError: the size that fits the family is missing or below 1.
+    """
+    episodic = getattr(env, "episodic", True)
+    name, size = ("num_episodes", num_episodes) if episodic else ("num_steps", num_steps)
+    if size is None or size < 1:
+        raise ValueError(f"{name}={size!r}: must be at least 1 for {env.name}")
+    num_tasks = jax.tree.leaves(env_params)[0].shape[0]
+    if episodic:
+        num_steps = size * int(env.default_params.max_steps_in_episode)
+
+    def one_task(agent, row) -> Evaluation:
+        env_params, context, index = row
+        key_task = jax.random.fold_in(key, index)
+        agent = agent if context is None else agent(context)
+        _, record = rollout(agent, env, start(agent, env, env_params, key_task), key_task, num_steps)
+        metrics, curves = _score(env, env_params, record, num_episodes)
+        return Evaluation(metrics, curves, record)
+
+    rows = pad_rows((env_params, context, jnp.arange(num_tasks)))
+    evaluation = over_rows(jax.vmap(one_task, in_axes=(None, 0)))(agent, rows)
+    return jax.tree.map(lambda x: x[:num_tasks], evaluation)
+
+
+def offline_suboptimality(agent: Agent, env: Environment, env_params: Any, contexts: Transition, key: Array) -> Array:
+    """Loses how much, by the arm chosen after every prefix of a fixed data set, the empty and the whole one included.
+
+    Args:
+      env: a bandit.
+      env_params: the tasks, stacked [B, ...].
+      contexts: the data sets, stacked [B, N, ...].
+    Returns:
+      Expected reward of the best arm less that of the chosen arm, float32 [B, N + 1].
+    """
+
+    def one_task(agent, row):
+        env_params, context, index = row
+        key_task = jax.random.fold_in(key, index)
+        key_init, key_replay, key_last = jax.random.split(key_task, 3)
+        carry, (actions, _) = replay(agent, agent.init(key_init), context, key_replay)
+        obs, env_state = env.reset(key_init, env_params)
+        last = TimeStep(obs, jax.tree.map(lambda x: x[-1], context), jnp.zeros((), bool))
+        _, action, _ = agent.act(carry, key_last, last)
+        actions = jnp.append(actions, action)
+        rewards = jax.vmap(env.expected_reward, in_axes=(None, 0, None))(env_state, actions, env_params)
+        return _best_reward(env, env_state, env_params) - rewards
+
+    num_tasks = jax.tree.leaves(env_params)[0].shape[0]
+    rows = pad_rows((env_params, contexts, jnp.arange(num_tasks)))
+    return over_rows(jax.vmap(one_task, in_axes=(None, 0)))(agent, rows)[:num_tasks]
+
+
+def _score(env, env_params, record: Record, num_episodes: int | None) -> tuple[dict, dict]:
+    curves = {}
+    if "weak_regret" in record.env_info:
+        curves |= {name: jnp.cumsum(record.env_info[name]) for name in ("weak_regret", "strong_regret")}
+        return {name: curve[-1] for name, curve in curves.items()}, curves
+    if not getattr(env, "episodic", True):
+        _, env_state = env.reset(jax.random.key(0), env_params)  # a bandit has one state
+        regret = jnp.cumsum(_best_reward(env, env_state, env_params) - record.env_info["expected_reward"])
+        return {"cumulative_regret": regret[-1]}, {"regret": regret}
+    returns = episode_returns(record, num_episodes)
+    last = max(1, -(-num_episodes // 10))
+    metrics = {"first_return": returns[0], "final_return": returns[-last:].mean(), "mean_return": returns.mean()}
+    return metrics, {"return": returns}
+
+
+def episode_returns(record: Record, num_episodes: int) -> Array:
+    """Sums the rewards [T] of each of the first `num_episodes` episodes, float32 [E]."""
+    reward = record.env_info.get("reward", record.transition.feedback)
+    done = record.transition.terminated | record.transition.truncated
+    episode = jnp.cumsum(done) - done  # of this step
+    return jax.ops.segment_sum(reward, episode, num_segments=num_episodes)
+
+
+def _best_reward(env, env_state, env_params) -> Array:
+    return env.expected_reward(env_state, env.optimal_action(env_state, env_params), env_params)

@@ -1,0 +1,156 @@
+"""Supervised pretraining: draw a batch, lower a loss. DPT, AD, DIT and their kin differ only in the arguments."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from icrl_jax.core import Agent, Array, Method, TrainState, Tree
+from icrl_jax.parallel import mean_over_rows
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine decay to zero after the warm-up, or constant."""
+    warmup: float = 0.05
+    """Share of the updates over which the learning rate rises from zero."""
+    beta2: float = 0.99
+    """Decay of Adam's second moment (0.999 is the usual default; short runs want less)."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; None leaves it."""
+
+    def __post_init__(self):
+        check_hparams({"learning_rate": self.learning_rate})
+        _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "a number of at least 0")
+        _require(self.schedule in ("cosine", "constant"), "schedule", self.schedule, "'cosine' or 'constant'")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
+        _require(0 < self.beta2 < 1, "beta2", self.beta2, "in (0, 1)")
+        _require(self.clip is None or self.clip > 0, "clip", self.clip, "None or a number above 0")
+
+
+def check_hparams(hparams: Mapping[str, float]) -> None:
+    """Validates traced hyper-parameters on the host, before they are traced.
+
+    Raises:
+      ValueError: an unknown name, or a value outside its range.
+    """
+    for name, value in hparams.items():
+        _require(name == "learning_rate", "hparams", name, "'learning_rate'")
+        _require(0 < value < float("inf"), name, value, "a finite number above 0")
+
+
+class Row(NamedTuple):
+    """What one row of a batch is made from; [B] in a batch."""
+
+    index: Array  # int32 []: which sample of the data; each epoch visits every one once, in an order of its own
+    key: Array  # fresh at every update
+
+
+def supervised(
+    init_params: Callable[[Array], Tree],
+    collect: Callable[[Tree, Tree], Tree],
+    loss: Callable[[Tree, Tree], tuple[Array, dict]],
+    agent: Callable[..., Agent],
+    optim: OptimConfig,
+    num_updates: int,
+    batch_size: int,
+    data: Callable[[], Tree] | None = None,
+    num_samples: int | None = None,
+) -> Method:
+    """Builds a `Method` that draws rows, collects their batch inside the compiled update, and takes a gradient step.
+
+    Rows are spread over the devices; each device collects and learns from its own, and gradients are averaged.
+
+    Args:
+      init_params: `key -> params`.
+      collect: `(data, row) -> example`, for one `Row`, vmapped.
+      loss: `(params, batch) -> (float32 [], log)`, the mean over the batch.
+      agent: as `Method.agent`.
+      optim: AdamW and its schedule, over `num_updates` updates.
+      data: builds the large constant arrays that all seeds share; the same at every call.
+      num_samples: how many samples the data holds; None where every row is drawn afresh.
+    Raises:
+      ValueError: `batch_size` outside 1 ..= num_samples; when training, not a multiple of the number of devices.
+    """
+    _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    if num_samples is not None:
+        _require(batch_size <= num_samples, "batch_size", batch_size, f"at most the number of samples, {num_samples}")
+    schedule = make_schedule(optim, num_updates)
+    # Unit learning rate: the traced one, and its schedule, multiply the update.
+    adamw = optax.adamw(1.0, b2=optim.beta2, weight_decay=optim.weight_decay)
+    tx = adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+
+    def loss_of_rows(shared, rows):
+        params, data = shared
+        batch = jax.vmap(collect, in_axes=(None, 0))(data, rows)
+        (value, log), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return gradient, {"loss": value, **log}
+
+    loss_and_gradient = mean_over_rows(loss_of_rows)
+
+    def init(key: Array, hparams: dict | None = None) -> TrainState:
+        key_params, key_order = jax.random.split(key)
+        params = init_params(key_params)
+        hparams = {"learning_rate": optim.learning_rate, **(hparams or {})}
+        extra = {"hparams": {name: jnp.float32(value) for name, value in hparams.items()}}
+        if num_samples is not None:
+            extra |= {"key_order": key_order, "order": jnp.arange(num_samples, dtype=jnp.int32)}
+        return TrainState(params, tx.init(params), extra, data() if data else None, jnp.zeros((), jnp.int32))
+
+    def update(state: TrainState, key: Array) -> tuple[TrainState, dict]:
+        devices = jax.device_count()
+        _require(batch_size % devices == 0, "batch_size", batch_size, f"a multiple of the {devices} devices")
+        if num_samples is None:
+            index, extra = jnp.arange(batch_size), state.extra
+        else:
+            index, extra = _next_indices(state.extra, state.step, num_samples, batch_size)
+        rows = Row(index, jax.random.split(key, batch_size))
+        gradient, log = loss_and_gradient((state.params, state.data), rows)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        rate = extra["hparams"]["learning_rate"] * schedule(state.step)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        log |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": rate}
+        return TrainState(params, opt_state, extra, state.data, state.step + 1), log
+
+    return Method(init, update, agent)
+
+
+def make_schedule(optim: OptimConfig, num_updates: int) -> Callable[[Array], Array]:
+    """The factor on the learning rate at each update: linear warm-up to 1, then constant or a cosine to 0."""
+    warmup = round(optim.warmup * num_updates)
+    tail = (
+        optax.constant_schedule(1.0)
+        if optim.schedule == "constant"
+        else optax.cosine_decay_schedule(1.0, max(1, num_updates - warmup))
+    )
+    rise = optax.linear_schedule(1.0 / max(1, warmup), 1.0, max(1, warmup - 1))
+    return optax.join_schedules([rise, tail], [warmup])
+
+
+def _next_indices(extra: dict, step: Array, num_samples: int, batch_size: int) -> tuple[Array, dict]:
+    """The next batch of indices; a new epoch begins with a new order, and what does not fill a batch is left out."""
+    updates_per_epoch = num_samples // batch_size
+    epoch, position = step // updates_per_epoch, step % updates_per_epoch
+    key_epoch = jax.random.fold_in(extra["key_order"], epoch)
+    order = jax.lax.cond(
+        position == 0,
+        lambda order: jax.random.permutation(key_epoch, num_samples).astype(jnp.int32),
+        lambda order: order,
+        extra["order"],
+    )
+    return jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size), {**extra, "order": order}
+
+
+def _require(condition: bool, option: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{option}={value!r}: must be {allowed}")

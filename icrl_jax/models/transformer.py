@@ -1,0 +1,398 @@
+# ruff: noqa: N803, N806
+"""A causal transformer with one contract for training and acting.
+
+`__call__` runs whole sequences in parallel; `step` runs one input at a time against a ring cache of the last C inputs.
+Both compute the same function, from any carry, with resets anywhere.
+
+Axes: B rows, T time, D width, H heads, K head width, F feed-forward width, C cache length, L layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from icrl_jax.models.attention import attention, contained
+
+Positions = Literal["none", "learned", "rotary"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Aux = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a transformer.
+
+    Attributes:
+        width: D, features of each input and output.
+        num_layers: L.
+        num_heads: H, a divisor of `width`.
+        context_len: C, how many inputs an output sees, its own included; also the length of the cache.
+        positions: "none" leaves order to the causal mask; "learned" adds a table of `context_len` rows, counted from
+            the last reset, so no sequence may be longer (`check_horizon`); "rotary" turns queries and keys.
+        mlp_ratio: F / D.
+        dtype: of the computation; "auto" is bfloat16 on accelerators, float32 on CPU. Parameters are float32.
+    """
+
+    width: int = 32
+    num_layers: int = 4
+    num_heads: int = 4
+    context_len: int = 256
+    positions: Positions = "learned"
+    mlp_ratio: int = 4
+    dtype: Precision = "auto"
+
+    def __post_init__(self):
+        for option in ("width", "num_layers", "num_heads", "context_len", "mlp_ratio"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{option}={value!r} must be a positive integer")
+        for option, allowed in (("positions", get_args(Positions)), ("dtype", get_args(Precision))):
+            if getattr(self, option) not in allowed:
+                raise ValueError(f"{option}={getattr(self, option)!r} must be one of {', '.join(allowed)}")
+        if self.width % self.num_heads:
+            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            raise ValueError(f"num_heads={self.num_heads} must divide width={self.width}: one of {divisors}")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ValueError(
+                f"num_heads={self.num_heads} gives heads of width {self.head_width}; "
+                f'positions="rotary" needs an even width / num_heads (width={self.width})'
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        if self.dtype == "auto":
+            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype(self.dtype)
+
+    def check_horizon(self, num_inputs: int, option: str = "num_inputs") -> None:
+        """Refuses sequences (inputs between two resets) that a table of learned positions cannot number."""
+        if self.positions == "learned" and num_inputs > self.context_len:
+            raise ValueError(
+                f'{option}={num_inputs} is more than context_len={self.context_len}: with positions="learned" it must '
+                f'be at most {self.context_len}; raise context_len, or use positions="rotary" or "none"'
+            )
+
+
+class Memory(NamedTuple):
+    """The last C inputs of each row, as keys and values, in a ring."""
+
+    index: Array  # int32 []: inputs so far; input i lives in slot i % C. One for all rows, whatever their resets
+    length: Array  # int32 [B]: inputs since the last reset; older ones are invisible
+    k: tuple[Array, ...]  # L arrays [B, C, H, K]
+    v: tuple[Array, ...]  # L arrays [B, C, H, K]
+
+
+class Branches(NamedTuple):
+    """n imagined futures of each row of a `Memory`, which they share and never write."""
+
+    past: Memory
+    index: Array  # int32 []: inputs so far on the branches
+    length: Array  # int32 [B * n]
+    k: tuple[Array, ...]  # L arrays [B * n, depth, H, K]
+    v: tuple[Array, ...]  # L arrays [B * n, depth, H, K]
+
+
+@jax.custom_vjp
+def linear(x: Array, w: Array) -> Array:
+    """`x @ w` over the last axis, in the dtype of `x`.
+
+    The gradient of `w` is one tall product per call, written so that only `x` is transposed: left to itself, XLA on CPU
+    fuses whatever produced the incoming gradient into a strided transpose of it, three times slower in all.
+    """
+    return x @ w.astype(x.dtype)
+
+
+def _linear_forward(x, w):
+    return linear(x, w), (x, w)
+
+
+def _linear_backward(residuals, dy):
+    x, w = residuals
+    dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]), preferred_element_type=w.dtype)
+    return dy @ w.astype(dy.dtype).T, dw
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """Normalises the last axis in float32; its own gradient, with fewer passes over memory than the derived one."""
+    return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x, scale, bias):
+    x_f32 = x.astype(scale.dtype)
+    mean = x_f32.mean(axis=-1, keepdims=True)
+    rstd = lax.rsqrt(jnp.square(x_f32 - mean).mean(axis=-1, keepdims=True) + 1e-5)
+    y = (x_f32 - mean) * rstd * _like(scale, x) + _like(bias, x)
+    return y.astype(x.dtype), (x, mean, rstd, scale)
+
+
+def _layer_norm_backward(residuals, dy):
+    x, mean, rstd, scale = residuals
+    normal, dy_f32 = (x.astype(scale.dtype) - mean) * rstd, dy.astype(scale.dtype)
+    dnormal = dy_f32 * _like(scale, x)
+    dmean = dnormal.mean(axis=-1, keepdims=True)
+    dscale = (dnormal * normal).mean(axis=-1, keepdims=True)
+    dx = (rstd * (dnormal - dmean - normal * dscale)).astype(x.dtype)
+    rows = tuple(range(x.ndim - 1))
+    return dx, (dy_f32 * normal).sum(axis=rows), dy_f32.sum(axis=rows)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class Mlp(nnx.Module):
+    """The feed-forward part of a block: `ffn(x) -> (y, aux)`."""
+
+    def __init__(self, config: TransformerConfig, key: Array):
+        D, F = config.width, config.width * config.mlp_ratio
+        key_up, key_down = jax.random.split(key)
+        self.up = _fan_in(key_up, (D, F), D)
+        self.down = _fan_in(key_down, (F, D), F * 2 * config.num_layers)
+
+    def __call__(self, x: Array) -> tuple[Array, Aux]:
+        return linear(jax.nn.gelu(linear(x, self.up[...])), self.down[...]), {}
+
+
+class LayerNorm(nnx.Module):
+    """Parameters of `layer_norm`."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        return layer_norm(x, self.scale[...], self.bias[...])
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward. The cache lies between the two halves of attention, so it is split."""
+
+    def __init__(self, config: TransformerConfig, key: Array, ffn: Callable[..., nnx.Module]):
+        D, H, K = config.width, config.num_heads, config.head_width
+        key_qkv, key_out, key_ffn = jax.random.split(key, 3)
+        self.attention_norm = LayerNorm(D)
+        self.qkv = _fan_in(key_qkv, (D, 3 * H * K), D)
+        self.out = _fan_in(key_out, (H * K, D), D * 2 * config.num_layers)
+        self.ffn_norm = LayerNorm(D)
+        self.ffn = ffn(config, key_ffn)
+        self.num_heads = H
+
+    def heads(self, x: Array) -> tuple[Array, Array, Array]:
+        """[B, T, D] to queries, keys and values, each [B, T, H, K]."""
+        qkv = linear(self.attention_norm(x), self.qkv[...])
+        q, k, v = (part.reshape(*x.shape[:-1], self.num_heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        return q, k, v
+
+    def merge(self, x: Array, o: Array) -> tuple[Array, Aux]:
+        """The rest of the block, given what attention found, [B, T, H, K]."""
+        x = x + linear(o.reshape(x.shape), self.out[...])
+        y, aux = self.ffn(self.ffn_norm(x))
+        return x + y, aux
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks; a plain pytree of parameters for `jax.jit`, `vmap`, `grad` and `scan`.
+
+    Args:
+        config: sizes.
+        key: for the initial weights, of variance 1 / fan-in; those that write to the residual stream are smaller by
+            sqrt(2 L), so that its variance does not grow with depth.
+        ffn: makes the feed-forward part of a block, `ffn(config, key)(x[B, T, D]) -> (y[B, T, D], aux)`.
+    """
+
+    def __init__(self, config: TransformerConfig, key: Array, ffn: Callable[..., nnx.Module] = Mlp):
+        key_blocks, key_positions = jax.random.split(key)
+        self.config = config
+        keys = jax.random.split(key_blocks, config.num_layers)
+        self.blocks = jax.vmap(lambda k: Block(config, k, ffn))(keys)
+        self.norm = LayerNorm(config.width)
+        if config.positions == "learned":
+            self.table = nnx.Param(0.02 * jax.random.normal(key_positions, (config.context_len, config.width)))
+
+    def init_carry(self, batch: int) -> Memory:
+        """An empty memory for `batch` rows."""
+        cfg = self.config
+        empty = jnp.zeros((batch, cfg.context_len, cfg.num_heads, cfg.head_width), cfg.compute_dtype)
+        length = jnp.zeros(batch, jnp.int32)
+        return Memory(jnp.int32(0), length, (empty,) * cfg.num_layers, (empty,) * cfg.num_layers)
+
+    def step(self, carry: Memory | Branches, x_BD: Array, reset_B: Array) -> tuple[Memory | Branches, Array]:
+        """One input a row. Branches are rows too, `b * n + i` being branch i of row b."""
+        carry = carry._replace(length=jnp.where(reset_B, 0, carry.length))
+        x_B1D, keys, values = self._next(carry, x_BD[:, None], commit=True)
+        carry = carry._replace(index=carry.index + 1, length=carry.length + 1, k=keys, v=values)
+        return carry, x_B1D[:, 0]
+
+    def peek(self, carry: Memory | Branches, x_BND: Array) -> Array:
+        """The output [B, N, D] for each of N candidates, as if it alone came next; the carry stays as it is."""
+        return self._next(carry, x_BND, commit=False)[0]
+
+    def branch(self, carry: Memory, n: int, depth: int) -> Branches:
+        """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...]."""
+        cfg = self.config
+        length = jnp.repeat(carry.length, n)
+        shape = (length.shape[0], depth, cfg.num_heads, cfg.head_width)
+        empty = (jnp.zeros(shape, cfg.compute_dtype),) * cfg.num_layers
+        return Branches(carry, jnp.int32(0), length, empty, empty)
+
+    def __call__(
+        self, carry: Memory | Branches | None, x_BTD: Array, reset_BT: Array
+    ) -> tuple[Memory | Branches, Array, Aux]:
+        """Whole sequences; `carry=None` is an empty memory that costs nothing."""
+        if isinstance(carry, Branches):
+            return self._scan_step(carry, x_BTD, reset_BT)
+        cfg = self.config
+        B, T, _ = x_BTD.shape
+        C = cfg.context_len
+        index = jnp.int32(0) if carry is None else carry.index
+        length_B = jnp.zeros(B, jnp.int32) if carry is None else carry.length
+
+        time_T = jnp.arange(T, dtype=jnp.int32)
+        start_BT = lax.associative_scan(jnp.maximum, jnp.where(reset_BT, time_T[None], -length_B[:, None]), axis=1)
+        position_BT = time_T[None] - start_BT
+        past = 0 if carry is None else C  # how many keys precede the first input
+        x, rotate = self._embed(x_BTD, position_BT, index + time_T)
+        keys, values, aux = [], [], {}
+        for layer in range(cfg.num_layers):
+            block = self._block(layer)
+            q, k, v = block.heads(x)
+            q, k = rotate(q), rotate(k)
+            if carry is not None:
+                k = jnp.concatenate([_in_order(carry.k[layer], index), k], axis=1)
+                v = jnp.concatenate([_in_order(carry.v[layer], index), v], axis=1)
+            x, block_aux = block.merge(x, attention(q, k, v, start_BT + past, C))
+            aux = {name: aux.get(name, 0.0) + value / cfg.num_layers for name, value in block_aux.items()}
+            k, v = contained(k, v)
+            keys.append(_ring(k, index + T, C))
+            values.append(_ring(v, index + T, C))
+        carry = Memory(index + T, position_BT[:, -1] + 1, tuple(keys), tuple(values))
+        return carry, self.norm(x.astype(jnp.float32)), aux
+
+    def _scan_step(self, carry: Branches, x_BTD: Array, reset_BT: Array) -> tuple[Branches, Array, Aux]:
+        depth = carry.k[0].shape[1]
+        if x_BTD.shape[1] > depth:
+            raise ValueError(f"{x_BTD.shape[1]} inputs do not fit on branches of depth={depth}")
+        inputs = jnp.swapaxes(x_BTD, 0, 1), jnp.swapaxes(reset_BT, 0, 1)
+        carry, y_TBD = lax.scan(lambda carry, xs: self.step(carry, *xs), carry, inputs)
+        return carry, jnp.swapaxes(y_TBD, 0, 1), {}
+
+    def _next(
+        self, carry: Memory | Branches, x_BND: Array, commit: bool
+    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+        """Outputs for N alternative next inputs a row, and the cache, with the (only) input written if `commit`."""
+        cfg = self.config
+        ring = carry if isinstance(carry, Memory) else carry.past
+        ages = [(ring.index - 1 - jnp.arange(cfg.context_len, dtype=jnp.int32)) % cfg.context_len + 1]
+        index, slot = ring.index, ring.index % cfg.context_len
+        if isinstance(carry, Branches):
+            ages = [ages[0] + carry.index, carry.index - jnp.arange(carry.k[0].shape[1], dtype=jnp.int32)]
+            index, slot = ring.index + carry.index, carry.index
+        # Slots of age 0 (about to be written) and C (about to be overwritten) are no past inputs that count.
+        oldest_B1 = jnp.minimum(carry.length, cfg.context_len - 1)[:, None]
+        visible = [(age[None] >= 1) & (age[None] <= oldest_B1) for age in ages]
+
+        position_BN = jnp.broadcast_to(carry.length[:, None], x_BND.shape[:2])
+        x, rotate = self._embed(x_BND, position_BN, index[None])
+        keys, values = list(carry.k), list(carry.v)
+        for layer in range(cfg.num_layers):
+            block = self._block(layer)
+            q, k, v = block.heads(x)
+            q, k = rotate(q), rotate(k)
+            if commit:
+                new_k, new_v = contained(k, v)
+                keys[layer] = lax.dynamic_update_slice_in_dim(keys[layer], new_k, slot, axis=1)
+                values[layer] = lax.dynamic_update_slice_in_dim(values[layer], new_v, slot, axis=1)
+            caches = [(keys[layer], values[layer])]
+            if isinstance(carry, Branches):
+                caches = [(ring.k[layer], ring.v[layer]), *caches]
+            x, _ = block.merge(x, _recall(q, k, v, caches, visible))
+        return self.norm(x.astype(jnp.float32)), tuple(keys), tuple(values)
+
+    def _block(self, layer: int) -> Block:
+        return jax.tree.map(lambda p: p[layer], self.blocks)
+
+    def _embed(self, x_BTD: Array, position_BT: Array, index_T: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Inputs in the compute dtype with what is added to them, and what is done to queries and keys."""
+        cfg = self.config
+        x_BTD = x_BTD.astype(cfg.compute_dtype)
+        if cfg.positions == "learned":
+            x_BTD = x_BTD + jnp.take(self.table[...], position_BT, axis=0, mode="clip").astype(x_BTD.dtype)
+        if cfg.positions == "rotary":
+            return x_BTD, _rotary(index_T, cfg.head_width)
+        return x_BTD, lambda heads: heads
+
+
+def _recall(q_BNHK: Array, k_BNHK: Array, v_BNHK: Array, caches: list, visible: list) -> Array:
+    """Attention of every query to its own key and to all visible slots of some caches.
+
+    A cache [R, C, H, K] may have fewer rows than there are queries, each then serving B / R of them.
+    """
+    B, N, H, K = q_BNHK.shape
+    q_BNHK = q_BNHK * K**-0.5
+    scores = [(q_BNHK * k_BNHK).sum(axis=-1, keepdims=True, dtype=jnp.float32)]
+    for (k_RCHK, _), visible_BC in zip(caches, visible, strict=True):
+        R, C = k_RCHK.shape[:2]
+        s = jnp.einsum("rnhk,rchk->rnhc", q_BNHK.reshape(R, -1, H, K), k_RCHK, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(visible_BC[:, None, None], s.reshape(B, N, H, C), -jnp.inf))
+    p = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHK.dtype)
+    o_BNHK, first = p[..., :1] * v_BNHK, 1
+    for _, v_RCHK in caches:
+        R, C = v_RCHK.shape[:2]
+        p_RNHC = p[..., first : first + C].reshape(R, -1, H, C)
+        o_BNHK = o_BNHK + jnp.einsum("rnhc,rchk->rnhk", p_RNHC, v_RCHK).reshape(B, N, H, K)
+        first += C
+    return o_BNHK
+
+
+def _in_order(cache_BCHK: Array, index: Array) -> Array:
+    """The slots of a ring, oldest input first, after `index` inputs."""
+    return jnp.roll(cache_BCHK, -(index % cache_BCHK.shape[1]), axis=1)
+
+
+def _ring(x_BSHK: Array, index: Array, C: int) -> Array:
+    """The last C of the inputs so far, each in its slot of a ring; `index` counts them."""
+    x_BSHK = x_BSHK[:, -C:]
+    missing = C - x_BSHK.shape[1]
+    return jnp.roll(jnp.pad(x_BSHK, ((0, 0), (missing, 0), (0, 0), (0, 0))), index % C, axis=1)
+
+
+def _rotary(index_T: Array, K: int) -> Callable[[Array], Array]:
+    """Turns each pair of features of [B, T, H, K] by an angle proportional to the input's index.
+
+    Turns are counted in units of 2^-32, in wrapping integers, so an endless rollout loses no precision.
+
+    References:
+        Jianlin Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
+    """
+    pairs = jnp.arange(K // 2, dtype=jnp.float32)
+    speed = jnp.round(10_000.0 ** (-2 * pairs / K) * (2**32 / (2 * jnp.pi))).astype(jnp.uint32)
+    turns = index_T.astype(jnp.uint32)[:, None] * speed[None]
+    angle = (turns.astype(jnp.float32) * (2 * jnp.pi / 2**32))[None, :, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+    def rotate(x_BTHK: Array) -> Array:
+        a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+        return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
+
+    return rotate
+
+
+def _fan_in(key: Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+    return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
+
+
+def _like(vector: Array, x: Array) -> Array:
+    """A vector with the rank of `x`."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,51 @@
+"""Rows of a batch spread over whatever devices there are: real ones, or one virtual CPU device per core."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from icrl_jax.core import Tree
+
+ROWS = "rows"
+
+
+def rows_mesh() -> Mesh:
+    """A mesh over all devices; its only axis is `ROWS`."""
+    return Mesh(jax.devices(), (ROWS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Tree) -> Tree:
+    """Puts a copy of every array on every device."""
+    return jax.device_put(tree, NamedSharding(rows_mesh(), PartitionSpec()))
+
+
+def over_rows(function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+    """Runs `function(shared, rows)` with axis 0 of every array in `rows`, and of the result, split over the devices."""
+    if jax.device_count() == 1:
+        return function
+    specs = PartitionSpec(), PartitionSpec(ROWS)
+    return jax.shard_map(function, mesh=rows_mesh(), in_specs=specs, out_specs=PartitionSpec(ROWS), check_vma=False)
+
+
+def mean_over_rows(function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
+    """Runs `function(shared, rows)` on each device's share of the rows and averages what the devices return."""
+    if jax.device_count() == 1:
+        return function
+
+    def averaged(shared, rows):
+        return jax.lax.pmean(function(shared, rows), ROWS)
+
+    specs = PartitionSpec(), PartitionSpec(ROWS)
+    return jax.shard_map(averaged, mesh=rows_mesh(), in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+
+
+def pad_rows(tree: Tree) -> Tree:
+    """Repeats the first rows at the end until the devices divide their number evenly."""
+    multiple = jax.device_count()
+
+    def pad(x):
+        return jnp.concatenate([x, x[jnp.arange(-x.shape[0] % multiple) % x.shape[0]]])
+
+    return jax.tree.map(pad, tree)

@@ -1,0 +1,104 @@
+"""The options every experiment has, and how a command line becomes a checked configuration."""
+
+import argparse
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from icrl_jax.run import folder
+from icrl_jax.run.spec import differences, from_dict
+
+FREE_ON_RESUME = ("resume", "runs_dir", "tensorboard")
+"""Options that do not change the numbers of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How to run, whatever is trained."""
+
+    preset: str = "cpu"
+    """Which defaults the other options have."""
+    seed: int = 0
+    """Seed of the first run."""
+    num_seeds: int = 1
+    """Runs trained at once, with seeds seed, seed + 1, ..."""
+    num_chunks: int = 20
+    """Parts of the training; progress, logs and a small held-out evaluation follow each."""
+    checkpoint_every: int = 2
+    """Chunks between two checkpoints; there is always one at the end."""
+    eval_tasks: int = 1000
+    """Held-out tasks of the final evaluation."""
+    runs_dir: str = "runs"
+    """Where run folders are made."""
+    tensorboard: bool = False
+    """Also writes TensorBoard events (extra `track`)."""
+    resume: str | None = None
+    """Continues a run: its folder, or "latest"."""
+
+    def __post_init__(self):
+        for name, low in (("seed", 0), ("num_seeds", 1), ("num_chunks", 1), ("checkpoint_every", 1), ("eval_tasks", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least {low}")
+        if self.seed + self.num_seeds > 2**31:
+            raise ValueError(f"seed={self.seed!r}: must be at most {2**31 - self.num_seeds}")
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("tensorboard=True: needs the package tensorboardX (pip install 'icrl-jax[track]')")
+
+
+Config = TypeVar("Config", bound=RunOptions)
+
+
+class BadOptions(Exception):
+    """Options that were refused; the message names them."""
+
+
+def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str] | None = None) -> Config:
+    """Reads the command line over the defaults of a preset, or over the options of the run to resume.
+
+    Args:
+      name: of the experiment, `experiments/<name>.py`.
+      presets: the configuration of each.
+      doc: what `--help` says first.
+    Raises:
+      BadOptions: a value that is refused, an unknown preset, no run to resume, or options that differ from its own.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--preset", "--resume", "--runs-dir"):
+        first_look.add_argument(option)
+    seen, _ = first_look.parse_known_args(argv)
+    preset = seen.preset or "cpu"
+    if preset not in presets:
+        raise BadOptions(f"preset={preset!r}: must be one of {', '.join(presets)}")
+    default, saved = presets[preset], None
+    try:
+        if seen.resume is not None:
+            run_dir = folder.find(seen.resume, name, Path(seen.runs_dir or default.runs_dir))
+            saved = folder.read_config(run_dir)
+            if saved["experiment"] != name:
+                raise BadOptions(f"resume={seen.resume!r}: {run_dir} is a run of {saved['experiment']}, not of {name}")
+            default = from_dict(type(default), saved["options"])
+        config = tyro.cli(
+            type(default),
+            prog=f"python -m experiments.{name}",
+            description=doc,
+            default=default,
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except (ValueError, folder.NotARun) as error:
+        raise BadOptions(str(error)) from None
+    if saved is not None:
+        _check_same(saved["options"], dataclasses.asdict(config), seen.resume)
+    return config
+
+
+def _check_same(saved: dict[str, Any], given: dict[str, Any], resume: str) -> None:
+    kept = [{name: value for name, value in side.items() if name not in FREE_ON_RESUME} for side in (saved, given)]
+    if found := differences(*kept):
+        raise BadOptions(f"resume={resume!r}: the run was started with other options: {'; '.join(found)}")

@@ -1,0 +1,138 @@
+"""The training loop: one compiled chunk, scanned on the device by `train` or called from the host by `fit`."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icrl_jax.core import SEED_AXES, Agent, Array, Method, TrainState
+from icrl_jax.parallel import replicate
+
+Evaluate = Callable[[Agent, Array], dict[str, Array]]
+"""`(agent, key) -> metrics`, compiled into the chunk; held-out tasks, small and quick."""
+
+
+class Schedule(NamedTuple):
+    """How training is cut into chunks."""
+
+    num_chunks: int
+    updates_per_chunk: int
+
+
+def make_chunk(method: Method, updates: int, evaluate: Evaluate | None = None) -> Callable:
+    """The unit that is compiled: `(train_state, key) -> (train_state, log)`, `updates` rounds of learning.
+
+    The log holds the mean over the updates of all that `method.update` logs, `first_nonfinite` (int32 []: the first
+    update of the chunk whose loss was not finite, or -1), and what `evaluate` found afterwards, under `eval/`.
+    """
+
+    def chunk(state: TrainState, key: Array) -> tuple[TrainState, dict]:
+        key_train, key_eval = jax.random.split(key)
+        state, logs = jax.lax.scan(method.update, state, jax.random.split(key_train, updates))
+        bad = ~jnp.isfinite(logs["loss"])
+        log = {name: values.mean() for name, values in logs.items()}
+        log["first_nonfinite"] = jnp.where(bad.any(), jnp.argmax(bad), -1)
+        if evaluate is not None:
+            log |= {f"eval/{name}": value for name, value in evaluate(method.agent(state.params), key_eval).items()}
+        return state, log
+
+    return chunk
+
+
+def init(key: Array, method: Method, hparams: dict | None = None) -> TrainState:
+    """The first state of the run that `key` seeds; `train` and `fit` start from it."""
+    return method.init(jax.random.split(key)[0], hparams)
+
+
+def chunk_key(key: Array, i: Array | int) -> Array:
+    """The key of chunk i of the run that `key` seeds."""
+    return jax.random.fold_in(jax.random.split(key)[1], i)
+
+
+def train(
+    key: Array, method: Method, schedule: Schedule, evaluate: Evaluate | None = None, hparams: dict | None = None
+) -> tuple[TrainState, dict]:
+    """Trains wholly on the device: jit it, and vmap it over keys (seeds) and hparams (learning rates, ...).
+
+    Returns:
+      The last state, and the log of every chunk, each entry [num_chunks].
+    """
+    chunk = make_chunk(method, schedule.updates_per_chunk, evaluate)
+    chunks = jnp.arange(schedule.num_chunks)
+    return jax.lax.scan(lambda state, i: chunk(state, chunk_key(key, i)), init(key, method, hparams), chunks)
+
+
+class Callback(Protocol):
+    """What `fit` calls after each chunk."""
+
+    def __call__(self, done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
+        """`done` chunks are finished; `log` holds [S] arrays; `state` is donated after the call, so copy to keep."""
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Training met a loss that is not a finite number."""
+
+
+def init_seeds(keys: Array, method: Method, hparams: dict | None = None) -> TrainState:
+    """The first states of S runs [S, ...], with one copy of their data, on every device.
+
+    Args:
+      keys: one per run, [S].
+      hparams: each entry float32 [S], where runs differ in them.
+    """
+    seeds = jax.vmap(lambda key, hparams: init(key, method, hparams), out_axes=SEED_AXES)
+    return replicate(jax.jit(seeds)(keys, hparams))
+
+
+def compile_chunk(
+    method: Method, schedule: Schedule, keys: Array, state: TrainState, evaluate: Evaluate | None = None
+) -> Callable:
+    """Compiles one chunk of S runs, `(state, keys[S], i) -> (state, log [S])`; the state is donated."""
+    chunk = make_chunk(method, schedule.updates_per_chunk, evaluate)
+
+    def chunk_i(state, key, i):
+        return chunk(state, chunk_key(key, i))
+
+    seeds = jax.vmap(chunk_i, in_axes=(SEED_AXES, 0, None), out_axes=(SEED_AXES, 0))
+    return jax.jit(seeds, donate_argnums=0).lower(state, keys, np.int32(0)).compile()
+
+
+def fit(
+    keys: Array,
+    method: Method,
+    schedule: Schedule,
+    evaluate: Evaluate | None = None,
+    callbacks: Sequence[Callback] = (),
+    first: int = 0,
+    state: TrainState | None = None,
+    chunk: Callable | None = None,
+    stop_nonfinite: bool = True,
+) -> TrainState:
+    """Trains from the host, S seeds at once: the same chunks as `train`, with a look at each log.
+
+    Args:
+      keys: one per seed, [S].
+      callbacks: called in order after each chunk, once its losses are known to be finite.
+      first: the chunk to begin with, where `state` is that of a resumed run.
+      chunk: from `compile_chunk`, where it was compiled already.
+      stop_nonfinite: False goes on where one of many runs diverges, as in sweeps.
+    Returns:
+      The last state, its seeds stacked on axis 0 but for the data, of which there is one copy.
+    Raises:
+      NonFiniteLoss: names the update and the seed, before any callback has seen that chunk.
+    """
+    keys = replicate(keys)
+    state = init_seeds(keys, method) if state is None else state
+    chunk = compile_chunk(method, schedule, keys, state, evaluate) if chunk is None else chunk
+    for i in range(first, schedule.num_chunks):
+        state, log = chunk(state, keys, np.int32(i))
+        log = jax.device_get(log)
+        bad = log.pop("first_nonfinite")
+        for seed in np.flatnonzero(bad >= 0) if stop_nonfinite else ():
+            update = i * schedule.updates_per_chunk + int(bad[seed]) + 1
+            raise NonFiniteLoss(f"the loss of seed number {seed} is not finite at update {update}")
+        for callback in callbacks:
+            callback(i + 1, log, state)
+    return state

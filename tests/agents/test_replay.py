@@ -1,0 +1,171 @@
+"""The law of agents: they learn only from what happened, so their own history teaches them the same again."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from two_episodes import TwoEpisodes, scout
+
+import icrl_envs
+from icrl_jax.agents import (
+    empirical_mean,
+    lcb,
+    linucb,
+    oracle,
+    prompted,
+    thompson_beta,
+    thompson_gaussian,
+    thompson_linear,
+    ucb,
+    ucb1,
+    uniform,
+)
+from icrl_jax.core import Agent, TimeStep, Transition, partial
+from icrl_jax.rollout import replay, rollout, start
+
+A, N, T = 5, 3, 23
+GAUSSIAN = icrl_envs.make("gaussian_bandit", num_arms=A)
+BERNOULLI = icrl_envs.make("bernoulli_bandit", num_arms=A)
+LINEAR = icrl_envs.make("linear_bandit", num_arms=7, dim=3)
+COPIES = icrl_envs.copies(GAUSSIAN, 2)
+
+AGENTS = {
+    "empirical_mean": (empirical_mean(A), GAUSSIAN),
+    "lcb": (lcb(A), GAUSSIAN),
+    "linucb": (linucb(LINEAR.features), LINEAR),
+    "thompson_beta": (thompson_beta(A), BERNOULLI),
+    "thompson_gaussian": (thompson_gaussian(A), GAUSSIAN),
+    "thompson_of_many_draws": (thompson_gaussian(A, draws=7), GAUSSIAN),
+    "thompson_linear": (thompson_linear(LINEAR.features, 1 / 3, 0.3), LINEAR),
+    "ucb": (ucb(A), GAUSSIAN),
+    "ucb1": (ucb1(A), GAUSSIAN),
+    "uniform": (uniform(GAUSSIAN), GAUSSIAN),
+    "uniform_over_pairs": (uniform(icrl_envs.preferences(GAUSSIAN)), icrl_envs.preferences(GAUSSIAN)),
+    "uniform_over_copies": (uniform(COPIES), COPIES),
+    "scout": (scout(), TwoEpisodes()),
+}
+
+
+@functools.partial(jax.jit, static_argnames="env")
+def live_and_relive(agent, env, key):
+    first = start(agent, env, env.sample_task(key), key)
+    state, record = rollout(agent, env, first, key, T)
+    carry, (actions, _) = replay(agent, first.carry, record.transition, key)
+    return (state.carry, record.transition.action), (carry, actions)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_replaying_its_own_history_gives_an_agent_the_same_memory_and_actions(name, getkey):
+    agent, env = AGENTS[name]
+    lived, relived = live_and_relive(agent, env, getkey())
+    chex.assert_trees_all_equal(lived, relived)
+    assert name == "lcb" or len(np.unique(lived[1])) > 1  # who is cautious keeps to the first arm
+
+
+def test_replaying_gives_a_prompted_agent_the_same_memory_and_actions(getkey):
+    context = live_context(getkey())
+    lived, relived = live_and_relive(prompted(thompson_gaussian(A), context), GAUSSIAN, getkey())
+    chex.assert_trees_all_equal(lived, relived)
+
+
+def live_context(key):
+    agent = uniform(GAUSSIAN)
+    return rollout(agent, GAUSSIAN, start(agent, GAUSSIAN, GAUSSIAN.sample_task(key), key), key, N)[1].transition
+
+
+def test_an_agent_that_learns_from_what_it_returned_is_caught(getkey):
+    """It remembers its own choice, which in another's history is not what was done."""
+    key = getkey()
+    history = live(uniform(GAUSSIAN), key)
+    for act, same in ((_peek, False), (_look_back, True)):
+        agent = Agent(partial(_nothing), partial(act))
+        carry, _ = jax.jit(replay)(agent, agent.init(key), history, key)
+        assert bool(carry == history.action[:-1].sum()) is same
+
+
+def _nothing(key):
+    return jnp.zeros((), jnp.int32)
+
+
+def live(agent, key):
+    return rollout(agent, GAUSSIAN, start(agent, GAUSSIAN, GAUSSIAN.sample_task(key), key), key, T)[1].transition
+
+
+def _peek(carry, key, timestep: TimeStep):
+    action = jax.random.randint(key, (), 0, A)
+    return carry + action, action, {}
+
+
+def _look_back(carry, key, timestep: TimeStep):
+    return carry + timestep.prev.action, jnp.zeros((), jnp.int32), {}
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if "uniform" not in name and name != "scout"])
+def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name, getkey):
+    """The action an agent would have taken leaves no trace: two keys, other actions, one memory."""
+    agent, env = AGENTS[name]
+    carries = anothers_history(agent, env, getkey(), jax.random.split(getkey(), 2))
+    chex.assert_trees_all_equal(*carries)
+    counts = carries[0].counts
+    assert counts.sum() == T - 1
+
+
+@functools.partial(jax.jit, static_argnames="env")
+def anothers_history(agent, env, key, keys):
+    other = uniform(env)
+    _, record = rollout(other, env, start(other, env, env.sample_task(key), key), key, T)
+    return [replay(agent, agent.init(key), record.transition, k)[0] for k in (keys[0], keys[1])]
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if "uniform" not in name])
+def test_agents_forget_at_a_reset(name, getkey):
+    agent, env = AGENTS[name]
+    fresh, forgotten = forget(agent, env, getkey())
+    chex.assert_trees_all_equal(fresh, forgotten)
+
+
+@functools.partial(jax.jit, static_argnames="env")
+def forget(agent, env, key):
+    first = start(agent, env, env.sample_task(key), key)
+    state, _ = rollout(agent, env, first, key, T)
+    again = state.timestep._replace(reset=jnp.ones((), bool))
+    return agent.act(first.carry, key, first.timestep), agent.act(
+        state.carry, key, again._replace(obs=first.timestep.obs)
+    )
+
+
+def test_agents_of_different_parameters_stack_and_vmap(getkey):
+    def lived(agent):
+        return live(agent, jax.random.key(3)).action
+
+    one, other = ucb(A, c=0.0), ucb(A, c=4.0)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), one, other)
+    together = jax.jit(jax.vmap(lived))(stacked)
+    np.testing.assert_array_equal(together, jnp.stack([lived(one), lived(other)]))
+    assert (together[0] != together[1]).any()
+
+
+def test_an_agent_built_again_is_not_compiled_again():
+    traced = []
+
+    @jax.jit
+    def first_action(agent):
+        traced.append(None)
+        obs = jnp.ones(1)
+        no = jnp.zeros((), bool)
+        prev = Transition(obs, jnp.zeros((), jnp.int32), jnp.zeros(()), obs, no, no)
+        return agent.act(agent.init(jax.random.key(0)), jax.random.key(1), TimeStep(obs, prev, jnp.ones((), bool)))[1]
+
+    for c in (1.0, 2.0):
+        first_action(ucb(A, c))
+    for _ in range(2):
+        first_action(uniform(GAUSSIAN))
+    assert len(traced) == 2
+
+
+def test_the_oracle_explains_what_it_needs(getkey):
+    with pytest.raises(TypeError, match="revealed"):
+        live(oracle(GAUSSIAN), getkey())

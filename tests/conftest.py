@@ -1,0 +1,21 @@
+"""Strict JAX for every test: nothing broadcasts or changes its type silently."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import two_episodes`, from wherever pytest was started
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def getkey():
+    """A new key at every call, the same ones in every run."""
+    seeds = itertools.count(1009)
+    return lambda: jax.random.key(next(seeds))

@@ -1,0 +1,125 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import icrl_envs
+
+N = 40_000
+
+
+def draw(env, task, arm, key):
+    _, state = env.reset(key, task)
+    step = jax.jit(jax.vmap(lambda key: env.step_env(key, state, jnp.int32(arm), task)[2]))
+    return np.asarray(step(jax.random.split(key, N)), np.float64)
+
+
+def test_gaussian_rewards_have_the_moments_of_the_law(getkey):
+    env = icrl_envs.make("gaussian_bandit", num_arms=5, noise_sd=0.3)
+    x = (draw(env, env.default_params, 3, getkey()) - 0.75) / 0.3
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        error = np.std(x**power) / np.sqrt(N)
+        assert abs(np.mean(x**power) - moment) < 5 * error
+
+
+def test_noise_sd_is_part_of_the_task(getkey):
+    env, key = icrl_envs.make("gaussian_bandit", num_arms=5), getkey()
+    for sd in (0.0, 0.7):
+        task = env.default_params.replace(noise_sd=jnp.float32(sd))
+        np.testing.assert_allclose(draw(env, task, 1, key).std(), sd, rtol=0.02)
+
+
+def test_bernoulli_rewards_are_0_or_1_with_the_mean_of_the_arm(getkey):
+    env = icrl_envs.make("bernoulli_bandit", num_arms=5)
+    for arm, mean in ((0, 0.0), (1, 0.25), (4, 1.0)):
+        x = draw(env, env.default_params, arm, getkey())
+        assert set(np.unique(x)) <= {0.0, 1.0}
+        assert abs(x.mean() - mean) <= 5 * np.sqrt(mean * (1 - mean) / N)
+
+
+@pytest.mark.parametrize("name", ["gaussian_bandit", "bernoulli_bandit"])
+def test_means_are_uniform_and_independent(name, getkey):
+    env = icrl_envs.make(name, num_arms=3)
+    means = np.asarray(jax.vmap(env.sample_task)(jax.random.split(getkey(), N)).means, np.float64)
+    assert means.min() >= 0 and means.max() <= 1
+    for power in (1, 2, 3):
+        np.testing.assert_allclose((means**power).mean(0), 1 / (power + 1), atol=5 * 0.3 / np.sqrt(N))
+    np.testing.assert_allclose(np.cov(means.T), np.eye(3) / 12, atol=5 / 12 / np.sqrt(N))
+
+
+def test_linear_features_are_those_of_the_published_code():
+    env = icrl_envs.make("linear_bandit", "dpt")
+    np.random.seed(1234)
+    np.testing.assert_array_equal(env.features, (np.random.normal(0, 1, (10, 2)) / np.sqrt(2)).astype(np.float32))
+    assert env.features[0, 0] == np.float32(0.47143516 / np.sqrt(2))  # the first draw of that seed
+
+
+def test_linear_tasks_and_means_follow_their_definition(getkey):
+    env = icrl_envs.make("linear_bandit", num_arms=7, dim=3)
+    tasks = jax.vmap(env.sample_task)(jax.random.split(getkey(), N))
+    theta = np.asarray(tasks.theta, np.float64)
+    np.testing.assert_allclose(np.cov(theta.T), np.eye(3) / 3, atol=5 * np.sqrt(2) / 3 / np.sqrt(N))
+    np.testing.assert_allclose(jax.vmap(env.means)(tasks)[:5], theta[:5] @ env.features.T, atol=1e-6)
+
+
+def test_a_bandit_never_ends():
+    env = icrl_envs.make("gaussian_bandit")
+    state = env.reset(jax.random.key(0), env.default_params)[1].replace(time=jnp.int32(10**9))
+    *_, terminated, truncated, _ = env.step(jax.random.key(0), state, jnp.int32(0), env.default_params)
+    assert not terminated and not truncated and not env.episodic
+
+
+def test_an_arm_outside_is_clipped_inside_step_and_refused_by_check_action():
+    env = icrl_envs.make("gaussian_bandit", num_arms=5)
+    assert env.expected_reward(None, jnp.int32(9), env.default_params) == 1.0
+    assert env.expected_reward(None, jnp.int32(-3), env.default_params) == 0.0
+    icrl_envs.check_action(env, env.default_params, 4)
+    for action in (5, -1, [1, 2], 1.5):
+        with pytest.raises(ValueError, match="must lie in Discrete"):
+            icrl_envs.check_action(env, env.default_params, action)
+    pairs = icrl_envs.preferences(env)
+    icrl_envs.check_action(pairs, env.default_params, [0, 4])
+    with pytest.raises(ValueError, match="must lie in 2 x Discrete"):
+        icrl_envs.check_action(pairs, env.default_params, [0, 5])
+
+
+@pytest.mark.parametrize("name", ["gaussian_bandit", "bernoulli_bandit", "linear_bandit"])
+@pytest.mark.parametrize("num_arms", [1, 0, -3, 2.0, True, "5", None])
+def test_wrong_numbers_of_arms_are_refused(name, num_arms):
+    with pytest.raises(ValueError, match=f"^num_arms={num_arms!r}: must be an integer of at least 2"):
+        icrl_envs.make(name, num_arms=num_arms)
+
+
+@pytest.mark.parametrize(
+    "name, argument, value, allowed",
+    [
+        ("gaussian_bandit", "noise_sd", -0.1, "a finite number of at least 0"),
+        ("gaussian_bandit", "noise_sd", float("inf"), "a finite number of at least 0"),
+        ("gaussian_bandit", "noise_sd", float("nan"), "a finite number of at least 0"),
+        ("linear_bandit", "noise_sd", -1.0, "a finite number of at least 0"),
+        ("linear_bandit", "dim", 0, "an integer of at least 1"),
+        ("linear_bandit", "feature_seed", -1, "an integer in 0"),
+        ("linear_bandit", "feature_seed", 2**31, "an integer in 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(name, argument, value, allowed):
+    with pytest.raises(ValueError, match=f"^{argument}={value!r}: must be {allowed}"):
+        icrl_envs.make(name, **{argument: value})
+
+
+def test_an_unknown_environment_names_the_close_ones():
+    with pytest.raises(ValueError, match="'gausian_bandit' is unknown; close names: gaussian_bandit"):
+        icrl_envs.make("gausian_bandit")
+    with pytest.raises(ValueError, match="close names: bernoulli_bandit, .*linear_bandit"):
+        icrl_envs.make("zzz")
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="preset='ad': gaussian_bandit has 'dpt'"):
+        icrl_envs.make("gaussian_bandit", "ad")
+
+
+def test_arguments_win_over_the_preset():
+    assert icrl_envs.make("gaussian_bandit", "dpt", num_arms=7).num_arms == 7
+    assert icrl_envs.make("linear_bandit", "dpt").num_arms == 10
+    assert all(icrl_envs.make(name, preset) for name in icrl_envs.PRESETS for preset in icrl_envs.PRESETS[name])
