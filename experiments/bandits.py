@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from icrl_envs import Bandit, revealed
 
-from icrl_jax import statistics
+from icrl_envs import Bandit, revealed, sample_tasks
+from icrl_jax import report, statistics
 from icrl_jax.core import Agent, Array, Transition, Tree
 from icrl_jax.evaluate import evaluate, offline_suboptimality
-from icrl_jax.run import Trained
+from icrl_jax.run import Findings, Trained
 from icrl_jax.run.training import Stopwatch
+
+METRIC = "cumulative_regret"
 
 EVAL_SEED = 9_317
 """Seed of the held-out tasks and of their reward noise: the same for every agent, run and seed."""
@@ -21,17 +23,21 @@ EVAL_SEED = 9_317
 
 def held_out(env: Bandit, num_tasks: int) -> Tree:
     """Test tasks [B, ...]."""
-    return jax.vmap(partial(env.sample_task, split="test"))(jax.random.split(jax.random.key(EVAL_SEED), num_tasks))
+    return sample_tasks(env, jax.random.key(EVAL_SEED + 3), num_tasks)
 
 
-def in_training(env: Bandit, num_tasks: int, horizon: int) -> Callable[[Agent, Array], dict[str, Array]]:
-    """The regret on a few held-out tasks, after each chunk."""
+def score(env: Bandit, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
+    """Cumulative regret in each held-out task, [B]."""
 
-    def quick(agent: Agent, key: Array) -> dict[str, Array]:
-        regret = evaluate(agent, env, held_out(env, num_tasks), key, num_steps=horizon).metrics["cumulative_regret"]
-        return {"regret": regret.mean()}
+    def regret(agent: Agent, key: Array) -> Array:
+        tasks = held_out(env, num_tasks)
+        return evaluate(agent, env, tasks, key, num_steps=config.dpt.horizon).metrics["cumulative_regret"]
 
-    return quick
+    return regret
+
+
+QUICK_COMPILE = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+"""What runs only a few times is not worth LLVM's whole effort (a third less compile time, as fast)."""
 
 
 class Evaluator:
@@ -58,10 +64,10 @@ class Evaluator:
 
     def _call(self, run, *args):
         shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(args))
-        kind = run.func, jax.tree.structure(args), shapes
+        kind = run.func, jax.tree.structure(args), shapes  # the horizon shows in the shapes or is the same throughout
         if kind not in self.compiled:
             with self.watch.time("compile"):
-                self.compiled[kind] = jax.jit(run).lower(*args).compile()
+                self.compiled[kind] = jax.jit(run).lower(*args).compile(QUICK_COMPILE)
         with self.watch.time("evaluate"):
             return jax.device_get(self.compiled[kind](*args))
 
@@ -91,11 +97,55 @@ def intervals(metric: str, values: dict[str, np.ndarray]) -> dict[str, dict[str,
     return {name: {metric: dict(statistics.interval(value))} for name, value in values.items()}
 
 
-def sizes_shown(horizon: int, count: int = 25) -> Sequence[int]:
-    """Data set sizes, roughly evenly spaced on a logarithmic axis."""
-    return sorted({round(size) for size in np.geomspace(1, horizon, count)})
-
-
 def with_intervals(values: dict[str, np.ndarray]) -> dict[str, Any]:
     """Curves with intervals, for figures, from [S, B, T] values of each agent."""
     return {name: statistics.curve(value) for name, value in values.items()}
+
+
+def regret_findings(
+    trained: Trained,
+    online: dict[str, tuple[np.ndarray, np.ndarray]],
+    conditions: dict[str, dict[str, dict[str, Any]]],
+    suboptimality: dict[str, np.ndarray],
+    means: np.ndarray,
+    reference: str,
+) -> Findings:
+    """The findings that all bandit experiments report.
+
+    Args:
+      online: agent -> regret curves and actions, each [S, B, T].
+      conditions: as in `results.json`.
+      suboptimality: agent -> [S, B, N + 1], under the standard data sets.
+      means: of the arms of each task, [B, A].
+      reference: the agent that the others' regret is divided by.
+    """
+    regret = {name: curves for name, (curves, _) in online.items()}
+    total = {name: curves[..., -1] for name, curves in regret.items()}
+    sizes = sorted({round(size) for size in np.geomspace(1, trained.config.dpt.horizon, 25)})
+    updates = [row["update"] for row in trained.metrics]
+    loss, quick = (np.array([row[name] for row in trained.metrics]).T for name in ("loss", f"eval/{METRIC}"))
+    goal = {"heldout_reference": float(total[reference].mean()), "heldout_reference_label": reference}
+    figures = [
+        ("regret", report.regret_figure(with_intervals(regret)), "Cumulative pseudo-regret on held-out tasks."),
+        (
+            "suboptimality",
+            report.suboptimality_figure(
+                sizes, with_intervals({who: x[..., sizes] for who, x in suboptimality.items()})
+            ),
+            "What the chosen arm loses to the best one, given a data set of the training behaviour.",
+        ),
+        (
+            "loss",
+            report.loss_figure(updates, loss, heldout=(updates, quick), **goal),
+            "Training loss, and the regret on a few held-out tasks as training goes on.",
+        ),
+        ("arms", report.arm_choice_figure(online["dpt"][1][0], means), "The arms DPT pulls in a few held-out tasks."),
+    ]
+    return Findings(
+        agents=intervals(METRIC, total),
+        conditions=conditions,
+        curves={name: {"regret": curves.mean(axis=(0, 1))} for name, curves in regret.items()},
+        figures=figures,
+        reference=reference,
+        ratios={name: dict(statistics.ratio_interval(x, total[reference])) for name, x in total.items()},
+    )

@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import operator
+import os
+import re
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,21 +44,31 @@ def save(directory: Path, step: int, state: TrainState, data_digest: str | None 
             (directory / str(stale)).rename(aside)
     arrays = _to_arrays(state)
     meta = {"digest": digest(arrays), "data_digest": data_digest}
-    with _manager(directory, create=True) as manager:
-        manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)))
-        manager.wait_until_finished()
+    try:
+        with _manager(directory, create=True) as manager:
+            manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)))
+            manager.wait_until_finished()
+    except Exception as error:
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):  # how TensorStore says it
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(directory)) from None
+        raise
 
 
-def restore(directory: Path, target: TrainState, data_digest: str | None = None) -> tuple[int, TrainState]:
+class Restored(NamedTuple):
+    """What `restore` read."""
+
+    step: int  # chunks done
+    state: TrainState  # as it was saved; its data are those of the target
+    data_digest: str | None  # of the data it was trained on
+
+
+def restore(directory: Path, target: TrainState) -> Restored:
     """Reads the newest checkpoint that is whole; one that is not is passed over with a `DamagedCheckpoint` warning.
 
     Args:
       target: a state of the same run (arrays or `jax.ShapeDtypeStruct`s), whose structure and data are kept.
-      data_digest: of the data built anew; None where the data does not matter, to act and not to train.
-    Returns:
-      Chunks done, and the state as it was saved.
     Raises:
-      CheckpointError: there is none, none is whole, or it is of another run (other shapes, other data).
+      CheckpointError: there is none, none is whole, or it is of another run (other shapes).
     """
     steps = list_steps(directory)
     if not steps:
@@ -70,9 +82,8 @@ def restore(directory: Path, target: TrainState, data_digest: str | None = None)
             continue
         for reason in reasons:
             warnings.warn(f"{reason}; falling back to checkpoint {step}", DamagedCheckpoint, stacklevel=2)
-        if data_digest is not None and meta["data_digest"] != data_digest:
-            raise CheckpointError(f"checkpoint {step} in {directory} was trained on other data than was built now")
-        return step, _from_arrays(arrays, target, f"checkpoint {step} in {directory}")
+        state = _from_arrays(arrays, target, f"checkpoint {step} in {directory}")
+        return Restored(step, state, meta["data_digest"])
     raise CheckpointError("; ".join(reasons) + "; no checkpoint is whole")
 
 
@@ -104,7 +115,7 @@ def _read(directory: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def _manager(directory: Path, create: bool) -> ocp.CheckpointManager:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save, and what it raises
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
     return ocp.CheckpointManager(directory.resolve(), options=options, item_names=("state", "meta"))
 
@@ -120,13 +131,14 @@ def _from_arrays(arrays: dict[str, np.ndarray], target: TrainState, name: str) -
     wanted = {jax.tree_util.keystr(path): jax.eval_shape(_key_data, leaf) for path, leaf in leaves}
     differing = [
         path
-        for path in wanted.keys() | arrays.keys()
+        for path in [*wanted, *sorted(arrays.keys() - wanted.keys())]
         if path not in wanted
         or path not in arrays
         or (wanted[path].shape, wanted[path].dtype) != (arrays[path].shape, arrays[path].dtype)
     ]
     if differing:
-        raise CheckpointError(f"{name} does not fit this configuration; it differs in {', '.join(sorted(differing)[:5])}")
+        fields = ", ".join(differing[:5])
+        raise CheckpointError(f"{name} does not fit this configuration; it differs in {fields}")
     restored = [_like(jnp.asarray(arrays[jax.tree_util.keystr(path)]), leaf) for path, leaf in leaves]
     return jax.tree.unflatten(structure, restored)._replace(data=target.data)
 
@@ -140,7 +152,14 @@ def _key_data(leaf: Any) -> Any:
 
 
 def _like(array: jax.Array, leaf: Any) -> jax.Array:
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+    return jax.random.wrap_key_data(array, impl=_key_impl(leaf)) if _is_key(leaf) else array
+
+
+def _key_impl(leaf: Any) -> Any:
+    """`jax.random.key_impl`, which refuses a `ShapeDtypeStruct`."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,13 @@
 """In-context evaluation: any agent, trained or classical, in many held-out tasks at once, in one compiled scan."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from gymnax.environments.environment import Environment
+from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree
 from icrl_jax.parallel import over_rows, pad_rows
@@ -32,7 +34,7 @@ def evaluate(
     """Runs one agent in B tasks, each from an empty memory, and scores it.
 
     Task b draws from `fold_in(key, b)`, so every agent evaluated with the same key meets the same tasks, starts and
-    reward noise. Jit it with `env` and the sizes static; tasks are spread over the devices.
+    reward noise. It is compiled, once for each kind of agent and size; tasks are spread over the devices.
 
     Args:
       agent: an `Agent`, or where `context` is given a function `context -> Agent`.
@@ -52,9 +54,14 @@ def evaluate(
     name, size = ("num_episodes", num_episodes) if episodic else ("num_steps", num_steps)
     if size is None or size < 1:
         raise ValueError(f"{name}={size!r}: must be at least 1 for {env.name}")
+    num_steps = size * int(env.default_params.max_steps_in_episode) if episodic else size
+    agent = agent if isinstance(agent, Agent) else Partial(agent)
+    return _evaluate(agent, env, env_params, key, num_steps, num_episodes, context)
+
+
+@partial(jax.jit, static_argnames=("env", "num_steps", "num_episodes"))
+def _evaluate(agent, env, env_params, key, num_steps, num_episodes, context) -> Evaluation:
     num_tasks = jax.tree.leaves(env_params)[0].shape[0]
-    if episodic:
-        num_steps = size * int(env.default_params.max_steps_in_episode)
 
     def one_task(agent, row) -> Evaluation:
         env_params, context, index = row
@@ -113,11 +120,12 @@ def _score(env, env_params, record: Record, num_episodes: int | None) -> tuple[d
 
 
 def episode_returns(record: Record, num_episodes: int) -> Array:
-    """Sums the rewards [T] of each of the first `num_episodes` episodes, float32 [E]."""
+    """Sums the rewards [T] of each of the first `num_episodes` episodes, float32 [E]; nan where one did not end."""
     reward = record.env_info.get("reward", record.transition.feedback)
-    done = record.transition.terminated | record.transition.truncated
+    done = (record.transition.terminated | record.transition.truncated).astype(jnp.int32)
     episode = jnp.cumsum(done) - done  # of this step
-    return jax.ops.segment_sum(reward, episode, num_segments=num_episodes)
+    returns = jax.ops.segment_sum(reward, episode, num_segments=num_episodes)
+    return jnp.where(jnp.arange(num_episodes) < jnp.sum(done), returns, jnp.nan)
 
 
 def _best_reward(env, env_state, env_params) -> Array:

@@ -16,6 +16,16 @@ def rows_mesh() -> Mesh:
     return Mesh(jax.devices(), (ROWS,), axis_types=(AxisType.Auto,))
 
 
+def check_rows(option: str, rows: int) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+      ValueError: names the option.
+    """
+    if rows % (devices := jax.device_count()):
+        raise ValueError(f"{option}={rows!r}: must be a multiple of the {devices} devices")
+
+
 def replicate(tree: Tree) -> Tree:
     """Puts a copy of every array on every device."""
     return jax.device_put(tree, NamedSharding(rows_mesh(), PartitionSpec()))

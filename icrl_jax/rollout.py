@@ -128,8 +128,7 @@ def replay(
     num_steps = jax.tree.leaves(transitions)[0].shape[0]
     if reset is None:
         reset = jnp.zeros(num_steps, bool).at[0].set(prev is None)
-    if prev is None:
-        prev = jax.tree.map(lambda x: jnp.zeros_like(x[0]), transitions)
+    first = jax.tree.map(lambda x: jnp.zeros_like(x[0]), transitions) if prev is None else prev
 
     def body(state, inputs):
         carry, prev = state
@@ -139,7 +138,7 @@ def replay(
         carry, action, info = agent.act(carry, key_act, TimeStep(transition.obs, prev, reset))
         return (carry, plain(transition)), (action, info)
 
-    (carry, _), acted = jax.lax.scan(body, (carry, plain(prev)), (transitions, reset, jnp.arange(num_steps)))
+    (carry, _), acted = jax.lax.scan(body, (carry, plain(first)), (transitions, reset, jnp.arange(num_steps)))
     return carry, acted
 
 

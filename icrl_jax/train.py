@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icrl_jax.core import SEED_AXES, Agent, Array, Method, TrainState
+from icrl_jax.core import SEED_AXES, Agent, Array, Method, TrainState, Tree
 from icrl_jax.parallel import replicate
 
 Evaluate = Callable[[Agent, Array], dict[str, Array]]
@@ -25,13 +25,15 @@ def make_chunk(method: Method, updates: int, evaluate: Evaluate | None = None) -
     """The unit that is compiled: `(train_state, key) -> (train_state, log)`, `updates` rounds of learning.
 
     The log holds the mean over the updates of all that `method.update` logs, `first_nonfinite` (int32 []: the first
-    update of the chunk whose loss was not finite, or -1), and what `evaluate` found afterwards, under `eval/`.
+    update of the chunk whose loss was not finite, the last one if only the parameters after it are not, or -1), and
+    what `evaluate` found afterwards, under `eval/`.
     """
 
     def chunk(state: TrainState, key: Array) -> tuple[TrainState, dict]:
         key_train, key_eval = jax.random.split(key)
         state, logs = jax.lax.scan(method.update, state, jax.random.split(key_train, updates))
         bad = ~jnp.isfinite(logs["loss"])
+        bad = bad.at[-1].set(bad[-1] | ~_all_finite(state.params))  # the next loss would show it, but too late
         log = {name: values.mean() for name, values in logs.items()}
         log["first_nonfinite"] = jnp.where(bad.any(), jnp.argmax(bad), -1)
         if evaluate is not None:
@@ -39,6 +41,10 @@ def make_chunk(method: Method, updates: int, evaluate: Evaluate | None = None) -
         return state, log
 
     return chunk
+
+
+def _all_finite(tree: Tree) -> Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def init(key: Array, method: Method, hparams: dict | None = None) -> TrainState:
@@ -72,7 +78,7 @@ class Callback(Protocol):
 
 
 class NonFiniteLoss(FloatingPointError):
-    """Training met a loss that is not a finite number."""
+    """Training met a loss, or parameters, that are not finite numbers."""
 
 
 def init_seeds(keys: Array, method: Method, hparams: dict | None = None) -> TrainState:
@@ -86,6 +92,12 @@ def init_seeds(keys: Array, method: Method, hparams: dict | None = None) -> Trai
     return replicate(jax.jit(seeds)(keys, hparams))
 
 
+def abstract_seeds(method: Method, num_seeds: int) -> TrainState:
+    """The shapes of what `init_seeds` makes, nothing built and nothing compiled; without the data."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_seeds))
+    return jax.eval_shape(jax.vmap(lambda key: init(key, method)._replace(data=None)), keys)
+
+
 def compile_chunk(
     method: Method, schedule: Schedule, keys: Array, state: TrainState, evaluate: Evaluate | None = None
 ) -> Callable:
@@ -95,8 +107,27 @@ def compile_chunk(
     def chunk_i(state, key, i):
         return chunk(state, chunk_key(key, i))
 
-    seeds = jax.vmap(chunk_i, in_axes=(SEED_AXES, 0, None), out_axes=(SEED_AXES, 0))
-    return jax.jit(seeds, donate_argnums=0).lower(state, keys, np.int32(0)).compile()
+    return jax.jit(over_seeds(chunk_i), donate_argnums=0).lower(state, keys, np.int32(0)).compile()
+
+
+def over_seeds(function: Callable) -> Callable:
+    """Runs `function(state, key, i)` for S stacked states, with one copy of their data, and keys.
+
+    By `vmap` where many seeds fill an accelerator better than one. On CPU one after another, in the same program: the
+    cores are full with one, and batched products of small matrices are slower there.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function, in_axes=(SEED_AXES, 0, None), out_axes=(SEED_AXES, 0))
+
+    def in_turn(state: TrainState, keys: Array, i: Array):
+        def one(seed):
+            new, log = function(seed[0]._replace(data=state.data), seed[1], i)
+            return new._replace(data=None), log
+
+        new, logs = jax.lax.map(one, (state._replace(data=None), keys))
+        return new._replace(data=state.data), logs
+
+    return in_turn
 
 
 def fit(
@@ -132,7 +163,7 @@ def fit(
         bad = log.pop("first_nonfinite")
         for seed in np.flatnonzero(bad >= 0) if stop_nonfinite else ():
             update = i * schedule.updates_per_chunk + int(bad[seed]) + 1
-            raise NonFiniteLoss(f"the loss of seed number {seed} is not finite at update {update}")
+            raise NonFiniteLoss(f"the loss or the parameters of seed number {seed} are not finite at update {update}")
         for callback in callbacks:
             callback(i + 1, log, state)
     return state

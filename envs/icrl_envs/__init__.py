@@ -12,7 +12,7 @@ from icrl_envs.bandits import (
     LinearBandit,
     LinearBanditParams,
 )
-from icrl_envs.task_family import Split, TaskFamily, check_action
+from icrl_envs.task_family import Split, TaskFamily, check_action, sample_tasks
 from icrl_envs.wrappers import Revealed, Wrapper, copies, preferences, revealed
 
 FAMILIES = {
@@ -65,4 +65,5 @@ __all__ = [
     "make",
     "preferences",
     "revealed",
+    "sample_tasks",
 ]

@@ -55,7 +55,7 @@ class Bandit(TaskFamily):
         """Draws the reward of an arm whose mean is given, float32 []."""
         raise NotImplementedError
 
-    def expected_reward(self, state: EnvState, action: jax.Array, params: Any) -> jax.Array:
+    def expected_reward(self, state: EnvState, action: Any, params: Any) -> jax.Array:
         """Mean reward of one arm, float32 []; arms outside the action space are clipped into it."""
         return self.means(params)[jnp.clip(action, 0, self.num_arms - 1)]
 
@@ -70,7 +70,7 @@ class Bandit(TaskFamily):
 
     def reset_env(self, key, params):
         """Starts the one episode."""
-        return jnp.ones(1), EnvState(time=jnp.zeros((), jnp.int32))
+        return jnp.ones(1), EnvState(time=jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
 
     def is_truncated(self, state, params):
         """Never: the horizon of a bandit is the number of steps of the rollout."""

@@ -37,6 +37,11 @@ class TaskFamily(Environment):
         raise NotImplementedError
 
 
+def sample_tasks(env: Environment, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:
+    """Draws tasks stacked [B, ...]; one key gives the same tasks whoever draws them."""
+    return jax.vmap(lambda key: env.sample_task(key, split))(jax.random.split(key, num_tasks))
+
+
 def split_key(key: jax.Array, split: Split) -> jax.Array:
     """Gives each split of a continuous family a key stream of its own.
 

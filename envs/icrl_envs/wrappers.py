@@ -19,7 +19,7 @@ class Revealed(NamedTuple):
     params: Any
 
 
-def _inner(name: str) -> property:
+def _inner(name: str) -> Any:
     return property(lambda self: getattr(self.env, name, getattr(TaskFamily, name, None)))
 
 
@@ -27,7 +27,7 @@ class Wrapper(TaskFamily):
     """An environment that is another one but for what it defines itself."""
 
     def __init__(self, env: Environment):
-        self.env = env
+        self.env: Any = env
 
     def __getattr__(self, name: str) -> Any:  # what only the wrapped class has: `num_arms`, `features`, ...
         if name == "env":  # not set yet: while copying

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from icrl_envs.task_family import is_int, require
 from icrl_jax.agents.learner import given, learner
@@ -40,6 +41,11 @@ def count(arms: Arms, transition: Transition) -> Arms:
 
 def number(argument: str, value: Any, allowed: str, valid: Callable[[Any], bool]) -> Array:
     """Makes a float32 leaf of an agent's parameter; a concrete one is checked, a traced one is trusted."""
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         require(valid(value), argument, value, allowed)
     return jnp.asarray(value, jnp.float32)
+
+
+def positive(argument: str, value) -> Array:
+    """Makes a float32 leaf of a parameter that must be above 0."""
+    return number(argument, value, "a finite number above 0", lambda value: 0 < value < jnp.inf)

@@ -20,7 +20,7 @@ def in_context(policy: Tree, greedy: bool = False) -> Agent:
 
 
 def _init(policy, key: Array) -> Tree:
-    return policy.body.init_carry(1)
+    return _one(policy.body.init_carry(1))
 
 
 def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
@@ -34,8 +34,18 @@ def _act_greedy(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tr
 
 
 def _step(policy, carry, timestep):
-    carry, logits = policy.step(carry, jax.tree.map(lambda x: x[None], timestep))
-    return carry, logits[0]
+    carry, logits = policy.step(_rows(carry), jax.tree.map(lambda x: x[None], timestep))
+    return _one(carry), logits[0]
+
+
+def _one(carry: Tree) -> Tree:
+    """Without the axis of its single row: under vmap it would keep XLA from writing the cache in place."""
+    return jax.tree.map(lambda x: x[0] if x.ndim else x, carry)
+
+
+def _rows(carry: Tree) -> Tree:
+    """With it; what has no axes, like the count of inputs, is shared by all rows."""
+    return jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
 
 
 def _decide(carry, logits, action):

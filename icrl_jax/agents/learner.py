@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, partial, select
 
@@ -18,7 +19,10 @@ def learner(
       init: `() -> carry`, what is known before anything was seen.
       learn: `(carry, transition) -> carry`.
       choose: `(carry, key, obs) -> (action, info)`; it cannot touch the carry.
+
+    Plain functions will do; with `jax.tree_util.Partial` over module-level ones, what they bind are the agent's leaves.
     """
+    init, learn, choose = (f if isinstance(f, Partial) else partial(f) for f in (init, learn, choose))
     return Agent(partial(_init, init), partial(_act, init, learn, choose))
 
 

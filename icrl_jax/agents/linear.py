@@ -6,8 +6,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from icrl_envs.task_family import require
-from icrl_jax.agents.arms import Arms, bandit, number
-from icrl_jax.agents.thompson import positive
+from icrl_jax.agents.arms import Arms, bandit, number, positive
 from icrl_jax.core import Agent, Array, partial
 
 
@@ -24,9 +23,9 @@ def linucb(features: Array, ridge: float = 1.0, beta: float = 1.0) -> Agent:
     References:
       Li, Chu, Langford, Schapire, A contextual-bandit approach to personalized news article recommendation, 2010.
     """
-    beta = number("beta", beta, "a finite number of at least 0", lambda beta: 0 <= beta < jnp.inf)
+    bonus = number("beta", beta, "a finite number of at least 0", lambda beta: 0 <= beta < jnp.inf)
     features = _features(features)
-    return bandit(features.shape[0], partial(_linucb, features, positive("ridge", ridge), beta))
+    return bandit(features.shape[0], partial(_linucb, features, positive("ridge", ridge), bonus))
 
 
 def thompson_linear(features: Array, prior_var: float | Array, noise_sd: float | Array) -> Agent:

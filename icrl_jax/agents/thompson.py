@@ -1,10 +1,12 @@
 """Thompson sampling: draw a bandit from the posterior, pull the arm that is best in it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from icrl_envs.task_family import is_int, require
-from icrl_jax.agents.arms import Arms, bandit, number
+from icrl_jax.agents.arms import Arms, bandit, number, positive
 from icrl_jax.agents.learner import Static
 from icrl_jax.core import Agent, Array, partial
 
@@ -25,7 +27,7 @@ def thompson_gaussian(
         offline rule: 100).
     """
     require(is_int(draws, 1), "draws", draws, "an integer of at least 1")
-    mean = number("prior_mean", prior_mean, "a finite number", jnp.isfinite)
+    mean = number("prior_mean", prior_mean, "a finite number", math.isfinite)
     var = positive("prior_var", prior_var)
     noise_var = jnp.square(positive("noise_sd", noise_sd))
     return bandit(num_arms, partial(_gaussian, Static(draws), mean, var, noise_var))
@@ -46,11 +48,6 @@ def gaussian_posterior(arms: Arms, prior_mean, prior_var, noise_var) -> tuple[Ar
     """Mean [A] and variance [A] of every arm's mean: precisions add, means average by precision."""
     precision = 1 / prior_var + arms.counts / noise_var
     return (prior_mean / prior_var + arms.counts * arms.means / noise_var) / precision, 1 / precision
-
-
-def positive(argument: str, value) -> Array:
-    """Makes a float32 leaf of a parameter that must be above 0."""
-    return number(argument, value, "a finite number above 0", lambda value: 0 < value < jnp.inf)
 
 
 def _gaussian(draws: Static, prior_mean, prior_var, noise_var, arms: Arms, key: Array, obs):

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from icrl_envs import TaskFamily
-from jax.tree_util import Partial
 
-from icrl_jax.core import Agent, Array, TimeStep, Tree
+from icrl_envs import TaskFamily
+from icrl_jax.core import Agent, Array, TimeStep, Tree, partial
 
 
 def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -> Agent:
@@ -19,22 +18,21 @@ def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -
     """
     if omega is not None and not 0 <= omega <= 1:
         raise ValueError(f"omega={omega!r}: must be in [0, 1], or None to draw it for each task")
-    draw = Partial(_draw, jnp.zeros(env.num_actions), omega=None if omega is None else jnp.float32(omega))
-    favourite = Partial(env.optimal_action) if expert else None
-    return Agent(draw, Partial(_act, favourite=favourite))
+    omegas = jnp.linspace(0.0, 1.0, 11) if omega is None else jnp.full(11, omega, jnp.float32)
+    init = partial(_init, jnp.ones(env.num_actions), omegas)
+    return Agent(init, partial(_act, partial(env.optimal_action), jnp.asarray(expert)))
 
 
-def _draw(zeros: Array, key: Array, omega: Array | None) -> Tree:
+def _init(rates: Array, omegas: Array, key: Array) -> Tree:
     key_p1, key_p2, key_omega = jax.random.split(key, 3)
-    p1 = jax.random.dirichlet(key_p1, zeros + 1.0)
-    arm = jax.random.randint(key_p2, (), 0, zeros.size)
-    return p1, arm, jax.random.randint(key_omega, (), 0, 11) / 10.0 if omega is None else omega
+    log_p1 = jnp.log(jax.random.exponential(key_p1, rates.shape))  # normalised exponentials are Dirichlet(1, ..., 1)
+    return log_p1, jax.random.randint(key_p2, (), 0, rates.size), jax.random.choice(key_omega, omegas)
 
 
-def _act(carry: Tree, key: Array, timestep: TimeStep, favourite) -> tuple[Tree, Array, dict]:
+def _act(optimal_action, expert: Array, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
     key_p1, key_which = jax.random.split(key)
-    p1, arm, omega = carry
-    if favourite is not None:
-        arm = favourite(timestep.obs.state, timestep.obs.params)
-    other = jax.random.categorical(key_p1, jnp.log(p1)).astype(jnp.int32)
-    return carry, jnp.where(jax.random.bernoulli(key_which, omega), arm, other), {}
+    log_p1, arm, omega = carry
+    best = optimal_action(timestep.obs.state, timestep.obs.params)
+    other = jax.random.categorical(key_p1, log_p1).astype(jnp.int32)
+    action = jnp.where(jax.random.bernoulli(key_which, omega), jnp.where(expert, best, arm), other)
+    return carry, action, {}

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from icrl_envs import Bandit, revealed
 
+from icrl_envs import Bandit, revealed
 from icrl_jax.agents import prompted, thompson_gaussian
 from icrl_jax.agents.in_context import in_context
 from icrl_jax.core import Agent, Array, Method, Transition, Tree
@@ -111,6 +111,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.optim,
         config.num_updates,
         config.batch_size,
+        tokens_per_row=config.horizon + 1,
         data=dataset if config.num_tasks else None,
         num_samples=config.num_tasks,
     )

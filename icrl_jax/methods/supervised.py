@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from icrl_jax.core import Agent, Array, Method, TrainState, Tree
-from icrl_jax.parallel import mean_over_rows
+from icrl_jax.parallel import check_rows, mean_over_rows
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def supervised(
     optim: OptimConfig,
     num_updates: int,
     batch_size: int,
+    tokens_per_row: int,
     data: Callable[[], Tree] | None = None,
     num_samples: int | None = None,
 ) -> Method:
@@ -77,6 +79,7 @@ def supervised(
       loss: `(params, batch) -> (float32 [], log)`, the mean over the batch.
       agent: as `Method.agent`.
       optim: AdamW and its schedule, over `num_updates` updates.
+      tokens_per_row: inputs of the model in one row, by which rows are gathered so that they fit a core's cache.
       data: builds the large constant arrays that all seeds share; the same at every call.
       num_samples: how many samples the data holds; None where every row is drawn afresh.
     Raises:
@@ -93,8 +96,9 @@ def supervised(
     def loss_of_rows(shared, rows):
         params, data = shared
         batch = jax.vmap(collect, in_axes=(None, 0))(data, rows)
-        (value, log), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        return gradient, {"loss": value, **log}
+        return _mean_over_groups(
+            partial(_gradient, loss, params), batch, rows_at_once(rows.index.shape[0], tokens_per_row)
+        )
 
     loss_and_gradient = mean_over_rows(loss_of_rows)
 
@@ -108,21 +112,57 @@ def supervised(
         return TrainState(params, tx.init(params), extra, data() if data else None, jnp.zeros((), jnp.int32))
 
     def update(state: TrainState, key: Array) -> tuple[TrainState, dict]:
-        devices = jax.device_count()
-        _require(batch_size % devices == 0, "batch_size", batch_size, f"a multiple of the {devices} devices")
+        check_rows("batch_size", batch_size)
         if num_samples is None:
             index, extra = jnp.arange(batch_size), state.extra
         else:
             index, extra = _next_indices(state.extra, state.step, num_samples, batch_size)
         rows = Row(index, jax.random.split(key, batch_size))
         gradient, log = loss_and_gradient((state.params, state.data), rows)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        rate = extra["hparams"]["learning_rate"] * schedule(state.step)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+            updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+            rate = extra["hparams"]["learning_rate"] * schedule(state.step)
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-        log |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": rate}
+        log |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return TrainState(params, opt_state, extra, state.data, state.step + 1), log
 
     return Method(init, update, agent)
+
+
+TOKENS_IN_CACHE = 1024
+"""Inputs whose activations, forward and backward, stay in a core's cache at the widths that are trained on CPU."""
+
+
+def rows_at_once(num_rows: int, tokens_per_row: int) -> int:
+    """How many rows share one forward and backward pass on a device: all, but on CPU no more than its cache holds.
+
+    There every pass over all rows reads and writes main memory; a few rows at a time is 1.7 times faster (DPT, width
+    64, 101 tokens). Divides `num_rows`.
+    """
+    if jax.default_backend() != "cpu":
+        return num_rows
+    return max(
+        n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * tokens_per_row <= TOKENS_IN_CACHE)
+    )
+
+
+def _gradient(loss, params, batch) -> tuple[Tree, dict]:
+    (value, log), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+    return gradient, {"loss": value, **log}
+
+
+def _mean_over_groups(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
+    """Averages `function` over groups of `size` rows, one group after another."""
+    groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
+    num_groups = jax.tree.leaves(groups)[0].shape[0]
+    if num_groups == 1:
+        return function(rows)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, jax.tree.map(lambda x: x[0], groups))
+    )
+    add = lambda total, group: (jax.tree.map(jnp.add, total, function(group)), None)
+    total, _ = jax.lax.scan(add, zero, groups)
+    return jax.tree.map(lambda x: x / num_groups, total)
 
 
 def make_schedule(optim: OptimConfig, num_updates: int) -> Callable[[Array], Array]:

@@ -54,13 +54,13 @@ def contained(k: Array, v: Array) -> tuple[Array, Array]:
     A masked score hides a key whatever it is, but a masked probability of zero does not hide a value of NaN. So values
     that are not finite become zero, and their keys NaN in their place.
     """
-    return k + 0 * v, _finite_part(v)
+    return k + 0 * (k + v), _finite_part(v)
 
 
 def plain_attention(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, start_BT: Array) -> Array:
     """The definition, with all T x S scores in memory: the reference in tests, and good for small cases."""
     S, K = k_BSHK.shape[1], k_BSHK.shape[-1]
-    f32 = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    f32 = _at_least_float32(q_BTHK.dtype)
     k_BSHK, v_BSHK = contained(k_BSHK, v_BSHK)
     s_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=f32) * K**-0.5
     visible_BTS = _visible(start_BT, slice(0, start_BT.shape[1]), slice(0, S), S)
@@ -83,7 +83,7 @@ def blocked_attention(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, start_BT: Arr
 
 def _blocked_forward(q_BTHK, k_BSHK, v_BSHK, start_BT, window):
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
-    f32 = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    f32 = _at_least_float32(q_BTHK.dtype)
 
     def some_rows(inputs):
         q, k, v, start = (*map(_heads_first, inputs[:3]), inputs[3])
@@ -107,7 +107,7 @@ def _blocked_forward(q_BTHK, k_BSHK, v_BSHK, start_BT, window):
 def _blocked_backward(window, residuals, do_BTHK):
     q_BTHK, k_BSHK, v_BSHK, start_BT, o_BTHK, log_z_BHT1 = residuals
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
-    dtype, f32 = q_BTHK.dtype, jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    dtype, f32 = q_BTHK.dtype, _at_least_float32(q_BTHK.dtype)
 
     def some_rows(inputs):
         q, k, v, o, do = map(_heads_first, inputs[:5])
@@ -181,6 +181,10 @@ def _scores(a_BHTK: Array, b_BHSK: Array, dtype: jnp.dtype) -> Array:
 def _heads_first(x: Array) -> Array:
     """[B, T, H, K] to [B, H, T, K], and back."""
     return jnp.swapaxes(x, 1, 2)
+
+
+def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _finite_part(x: Array) -> Array:

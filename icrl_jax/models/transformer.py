@@ -87,8 +87,8 @@ class Memory(NamedTuple):
 
     index: Array  # int32 []: inputs so far; input i lives in slot i % C. One for all rows, whatever their resets
     length: Array  # int32 [B]: inputs since the last reset; older ones are invisible
-    k: tuple[Array, ...]  # L arrays [B, C, H, K]
-    v: tuple[Array, ...]  # L arrays [B, C, H, K]
+    k: tuple[Array, ...]  # L arrays [B, H, C, K]: heads first, so that a head's keys lie together when it recalls
+    v: tuple[Array, ...]  # L arrays [B, H, C, K]
 
 
 class Branches(NamedTuple):
@@ -97,8 +97,8 @@ class Branches(NamedTuple):
     past: Memory
     index: Array  # int32 []: inputs so far on the branches
     length: Array  # int32 [B * n]
-    k: tuple[Array, ...]  # L arrays [B * n, depth, H, K]
-    v: tuple[Array, ...]  # L arrays [B * n, depth, H, K]
+    k: tuple[Array, ...]  # L arrays [B * n, H, depth, K]
+    v: tuple[Array, ...]  # L arrays [B * n, H, depth, K]
 
 
 @jax.custom_vjp
@@ -224,7 +224,7 @@ class Transformer(nnx.Module):
     def init_carry(self, batch: int) -> Memory:
         """An empty memory for `batch` rows."""
         cfg = self.config
-        empty = jnp.zeros((batch, cfg.context_len, cfg.num_heads, cfg.head_width), cfg.compute_dtype)
+        empty = jnp.zeros((batch, cfg.num_heads, cfg.context_len, cfg.head_width), cfg.compute_dtype)
         length = jnp.zeros(batch, jnp.int32)
         return Memory(jnp.int32(0), length, (empty,) * cfg.num_layers, (empty,) * cfg.num_layers)
 
@@ -243,7 +243,7 @@ class Transformer(nnx.Module):
         """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...]."""
         cfg = self.config
         length = jnp.repeat(carry.length, n)
-        shape = (length.shape[0], depth, cfg.num_heads, cfg.head_width)
+        shape = (length.shape[0], cfg.num_heads, depth, cfg.head_width)
         empty = (jnp.zeros(shape, cfg.compute_dtype),) * cfg.num_layers
         return Branches(carry, jnp.int32(0), length, empty, empty)
 
@@ -281,7 +281,7 @@ class Transformer(nnx.Module):
         return carry, self.norm(x.astype(jnp.float32)), aux
 
     def _scan_step(self, carry: Branches, x_BTD: Array, reset_BT: Array) -> tuple[Branches, Array, Aux]:
-        depth = carry.k[0].shape[1]
+        depth = carry.k[0].shape[2]
         if x_BTD.shape[1] > depth:
             raise ValueError(f"{x_BTD.shape[1]} inputs do not fit on branches of depth={depth}")
         inputs = jnp.swapaxes(x_BTD, 0, 1), jnp.swapaxes(reset_BT, 0, 1)
@@ -297,7 +297,7 @@ class Transformer(nnx.Module):
         ages = [(ring.index - 1 - jnp.arange(cfg.context_len, dtype=jnp.int32)) % cfg.context_len + 1]
         index, slot = ring.index, ring.index % cfg.context_len
         if isinstance(carry, Branches):
-            ages = [ages[0] + carry.index, carry.index - jnp.arange(carry.k[0].shape[1], dtype=jnp.int32)]
+            ages = [ages[0] + carry.index, carry.index - jnp.arange(carry.k[0].shape[2], dtype=jnp.int32)]
             index, slot = ring.index + carry.index, carry.index
         # Slots of age 0 (about to be written) and C (about to be overwritten) are no past inputs that count.
         oldest_B1 = jnp.minimum(carry.length, cfg.context_len - 1)[:, None]
@@ -312,8 +312,8 @@ class Transformer(nnx.Module):
             q, k = rotate(q), rotate(k)
             if commit:
                 new_k, new_v = contained(k, v)
-                keys[layer] = lax.dynamic_update_slice_in_dim(keys[layer], new_k, slot, axis=1)
-                values[layer] = lax.dynamic_update_slice_in_dim(values[layer], new_v, slot, axis=1)
+                keys[layer] = _write(keys[layer], _heads_first(new_k), slot)
+                values[layer] = _write(values[layer], _heads_first(new_v), slot)
             caches = [(keys[layer], values[layer])]
             if isinstance(carry, Branches):
                 caches = [(ring.k[layer], ring.v[layer]), *caches]
@@ -337,35 +337,74 @@ class Transformer(nnx.Module):
 def _recall(q_BNHK: Array, k_BNHK: Array, v_BNHK: Array, caches: list, visible: list) -> Array:
     """Attention of every query to its own key and to all visible slots of some caches.
 
-    A cache [R, C, H, K] may have fewer rows than there are queries, each then serving B / R of them.
+    A cache [R, H, C, K] may have fewer rows than there are queries, each then serving B / R of them.
     """
     B, N, H, K = q_BNHK.shape
     q_BNHK = q_BNHK * K**-0.5
     scores = [(q_BNHK * k_BNHK).sum(axis=-1, keepdims=True, dtype=jnp.float32)]
-    for (k_RCHK, _), visible_BC in zip(caches, visible, strict=True):
-        R, C = k_RCHK.shape[:2]
-        s = jnp.einsum("rnhk,rchk->rnhc", q_BNHK.reshape(R, -1, H, K), k_RCHK, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(visible_BC[:, None, None], s.reshape(B, N, H, C), -jnp.inf))
+    for (k_RHCK, _), visible_BC in zip(caches, visible, strict=True):
+        R, _, C, _ = k_RHCK.shape
+        # The cache comes first in the product: as the second operand, XLA would transpose it at every step.
+        s = jnp.einsum("rhck,rnhk->rhcn", k_RHCK, q_BNHK.reshape(R, -1, H, K), preferred_element_type=jnp.float32)
+        s_BNHC = jnp.moveaxis(s, -1, 1).reshape(B, N, H, C)
+        scores.append(jnp.where(visible_BC[:, None, None], s_BNHC, -jnp.inf))
     p = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHK.dtype)
     o_BNHK, first = p[..., :1] * v_BNHK, 1
-    for _, v_RCHK in caches:
-        R, C = v_RCHK.shape[:2]
-        p_RNHC = p[..., first : first + C].reshape(R, -1, H, C)
-        o_BNHK = o_BNHK + jnp.einsum("rnhc,rchk->rnhk", p_RNHC, v_RCHK).reshape(B, N, H, K)
+    for _, v_RHCK in caches:
+        R, _, C, _ = v_RHCK.shape
+        p_RHNC = jnp.moveaxis(p[..., first : first + C].reshape(R, -1, H, C), 1, 2)
+        o_RHNK = lax.dot_general(p_RHNC, v_RHCK, (((3,), (2,)), ((0, 1), (0, 1))))
+        o_BNHK = o_BNHK + jnp.moveaxis(o_RHNK, 2, 1).reshape(B, N, H, K)
         first += C
     return o_BNHK
 
 
-def _in_order(cache_BCHK: Array, index: Array) -> Array:
-    """The slots of a ring, oldest input first, after `index` inputs."""
-    return jnp.roll(cache_BCHK, -(index % cache_BCHK.shape[1]), axis=1)
+@jax.custom_vjp
+def _write(cache_BHCK: Array, x_BH1K: Array, slot: Array) -> Array:
+    """One input into one slot of every row, in place."""
+    return _write_rows(cache_BHCK, x_BH1K, slot)
+
+
+def _write_backward(slot, d_BHCK):
+    dx_BH1K = lax.dynamic_slice_in_dim(d_BHCK, slot, 1, axis=2)
+    return _write_rows(d_BHCK, jnp.zeros_like(dx_BH1K), slot), dx_BH1K, None
+
+
+_write.defvjp(lambda cache, x, slot: (_write_rows(cache, x, slot), slot), _write_backward)
+
+
+@jax.custom_batching.custom_vmap
+def _write_rows(cache: Array, x: Array, slot: Array) -> Array:
+    """JAX would vmap this to a scatter even when all tasks share the slot; the axes in front of H only lead it."""
+    return lax.dynamic_update_slice_in_dim(cache, x, slot, axis=-2)
+
+
+@_write_rows.def_vmap
+def _write_tasks(num_tasks, batched, cache, x, slot):
+    if not batched[0]:
+        cache = jnp.broadcast_to(cache[None], (num_tasks, *cache.shape))
+    if not batched[1]:
+        x = jnp.broadcast_to(x[None], (num_tasks, *x.shape))
+    if batched[2]:
+        return jax.vmap(lambda c, x, s: lax.dynamic_update_slice_in_dim(c, x, s, axis=-2))(cache, x, slot), True
+    return _write_rows(cache, x, slot), True
+
+
+def _in_order(cache_BHCK: Array, index: Array) -> Array:
+    """The slots of a ring, oldest input first, after `index` inputs, [B, C, H, K]."""
+    return _heads_first(jnp.roll(cache_BHCK, -(index % cache_BHCK.shape[2]), axis=2))
 
 
 def _ring(x_BSHK: Array, index: Array, C: int) -> Array:
     """The last C of the inputs so far, each in its slot of a ring; `index` counts them."""
-    x_BSHK = x_BSHK[:, -C:]
-    missing = C - x_BSHK.shape[1]
-    return jnp.roll(jnp.pad(x_BSHK, ((0, 0), (missing, 0), (0, 0), (0, 0))), index % C, axis=1)
+    x_BHSK = _heads_first(x_BSHK[:, -C:])
+    missing = C - x_BHSK.shape[2]
+    return jnp.roll(jnp.pad(x_BHSK, ((0, 0), (0, 0), (missing, 0), (0, 0))), index % C, axis=2)
+
+
+def _heads_first(x: Array) -> Array:
+    """[B, T, H, K] to [B, H, T, K], and back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _rotary(index_T: Array, K: int) -> Callable[[Array], Array]:

@@ -50,6 +50,8 @@ AGENTS: dict[str, AgentLook] = {
     "empirical_mean": AgentLook("Empirical mean", "classical", PINK),
     "lcb": AgentLook("LCB", "classical", SKY),
     "linucb": AgentLook("LinUCB", "classical", VERMILLION),
+    "linreg": AgentLook("Linear regression", "classical", SKY),
+    "thompson_linear": AgentLook("Linear Thompson", "classical", PURPLE),
     "double_thompson": AgentLook("Double Thompson", "classical", GREEN),
     "rucb": AgentLook("RUCB", "classical", ORANGE),
     "psrl": AgentLook("PSRL", "classical", BLACK),

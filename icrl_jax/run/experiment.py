@@ -2,23 +2,26 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from icrl_envs import TaskFamily
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from icrl_envs import TaskFamily
 from icrl_jax import checkpoint, report
-from icrl_jax.core import Array, Method, Tree
+from icrl_jax.core import Agent, Array, Method, TrainState, Tree
+from icrl_jax.parallel import check_rows
 from icrl_jax.run import folder
 from icrl_jax.run.options import BadOptions, RunOptions, parse
 from icrl_jax.run.spec import EnvSpec, MethodSpec, to_json
-from icrl_jax.run.training import Interrupted, Stopwatch, training
+from icrl_jax.run.training import Interrupted, Stopwatch, interruptible, training
 from icrl_jax.train import Evaluate, NonFiniteLoss, Schedule
 
 
@@ -40,9 +43,15 @@ class Findings(NamedTuple):
     conditions: dict[str, dict[str, dict[str, Any]]]
     curves: dict[str, dict[str, Any]]
     figures: list[tuple[str, Figure, str]]  # (file name, figure, caption)
-    metric: str  # the one that the table shows first
-    reference: str  # the agent that others are divided by
+    reference: str | None  # the agent that others are divided by
     ratios: dict[str, dict[str, Any]]
+
+
+Score = Callable[[Agent, Array], Array]
+"""`(agent, key) -> float32 [B]`, compiled into the training loop."""
+
+QUICK_TASKS = 128
+"""Held-out tasks of the small evaluation after each chunk."""
 
 
 class Experiment(NamedTuple):
@@ -52,20 +61,28 @@ class Experiment(NamedTuple):
     presets: Mapping[str, Any]  # "cpu", "paper" -> its configuration, a dataclass that extends `RunOptions`
     env: Callable[[Any], EnvSpec]  # config -> environment
     method: Callable[[Any], MethodSpec]  # config -> method; its options have `num_updates`, `batch_size`, `horizon`
-    in_training: Callable[[TaskFamily, Any], Evaluate]  # (env, config) -> a small evaluation after each chunk
+    metric: str  # the one that says how good a trained agent is, e.g. "cumulative_regret"
+    score: Callable[[TaskFamily, Any, int], Score]  # (env, config, B) -> that metric on B held-out tasks
     findings: Callable[[Trained], Findings]  # the final evaluation
 
 
 def main(experiment: Experiment, doc: str, argv: Sequence[str] | None = None) -> None:
-    """Runs an experiment from the command line; what the user can mend is one clear line, not a traceback."""
-    console = Console(soft_wrap=True)
+    """Runs an experiment from the command line."""
+    with guarded() as console:
+        run(experiment, parse(experiment.name, experiment.presets, doc, argv), console)
+
+
+@contextmanager
+def guarded() -> Iterator[Console]:
+    """Turns what the user can mend into one clear line and an exit status, not a traceback."""
     try:
-        config = parse(experiment.name, experiment.presets, doc, argv)
-        run(experiment, config, console)
-    except (BadOptions, folder.NotARun, checkpoint.CheckpointError, NonFiniteLoss) as error:
-        _stop(console, str(error), 2 if isinstance(error, BadOptions) else 1)
+        yield Console(soft_wrap=True)
+    except (BadOptions, folder.NotARun, checkpoint.CheckpointError) as error:
+        _stop(str(error), 2)
+    except NonFiniteLoss as error:
+        _stop(str(error), 1)
     except OSError as error:
-        _stop(console, f"cannot write the run: {error.strerror or error} ({error.filename or 'runs folder'})", 1)
+        _stop(f"cannot write the run: {error.strerror or error} ({error.filename or 'runs folder'})", 1)
     except Interrupted as interrupt:
         sys.exit(128 + interrupt.signal_number)
 
@@ -76,55 +93,110 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
     Raises:
       BadOptions: options that do not fit together, before anything compiles.
     """
+    plan = make_plan(experiment, config)
+    seeds = list(range(config.seed, config.seed + config.num_seeds))
+    described = {"experiment": experiment.name, **to_json(plan.env_spec, plan.method_spec), "seeds": seeds}
+    described["options"] = dataclasses.asdict(config)
+    run_dir = open_folder(experiment.name, config, described, console)
+    watch = Stopwatch()
+    with resumable(f"make train EXPERIMENT={experiment.name}", run_dir, config, console):
+        state = train_plan(plan, run_dir, config, seed_keys(seeds), watch, console)
+        console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
+        rows = folder.read_metrics(run_dir)
+        findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch))
+        results = make_results(experiment.name, config.preset, plan, seeds, watch, findings)
+        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, console)
+    return run_dir
+
+
+@contextmanager
+def resumable(command: str, run_dir: Path, config: RunOptions, console: Console) -> Iterator[None]:
+    """Says how to go on where SIGINT or SIGTERM stops the run, whatever it is doing."""
+    try:
+        with interruptible():
+            yield
+    except Interrupted:
+        command += f" PRESET={config.preset} ARGS='--resume {shown(run_dir)}'"
+        console.print(f"stopped; what was trained is saved; to go on: {command}", highlight=False)
+        raise
+
+
+class Plan(NamedTuple):
+    """What a configuration builds."""
+
+    env_spec: EnvSpec
+    method_spec: MethodSpec
+    env: TaskFamily
+    method: Method
+    schedule: Schedule
+    in_training: Evaluate
+
+
+def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
+    """Builds environment, method and schedule.
+
+    Raises:
+      BadOptions: options that do not fit together.
+    """
     try:
         env_spec, method_spec = experiment.env(config), experiment.method(config)
         env = env_spec.build()
         method = method_spec.build(env)
         schedule = make_schedule(method_spec.options.num_updates, config.num_chunks)
-        in_training = experiment.in_training(env, config)
+        check_rows("batch_size", method_spec.options.batch_size)
+        score = experiment.score(env, config, QUICK_TASKS)
     except ValueError as error:
         raise BadOptions(str(error)) from None
-    seeds = list(range(config.seed, config.seed + config.num_seeds))
-    described = {
-        "experiment": experiment.name,
-        **to_json(env_spec, method_spec),
-        "seeds": seeds,
-        "options": dataclasses.asdict(config),
-    }
-    run_dir = open_folder(experiment.name, config, described, console)
-    watch = Stopwatch()
-    keys = seed_keys(seeds)
+    return Plan(env_spec, method_spec, env, method, schedule, partial(_mean_score, experiment.metric, score))
+
+
+def _mean_score(metric: str, score: Score, agent: Agent, key: Array) -> dict[str, Array]:
+    return {metric: score(agent, key).mean()}
+
+
+def train_plan(
+    plan: Plan,
+    run_dir: Path,
+    config: RunOptions,
+    keys: Array,
+    watch: Stopwatch,
+    console: Console,
+    **more: Any,
+) -> TrainState:
+    """`training`, with what a user should know when it stops early."""
+    batch_size = plan.method_spec.options.batch_size
     try:
-        state = training(
-            run_dir, config, method, keys, schedule, method_spec.options.batch_size, watch, console, in_training
+        return training(
+            run_dir, config, plan.method, keys, plan.schedule, batch_size, watch, console, plan.in_training, **more
         )
-    except Interrupted:
-        console.print(f"stopped and saved; to go on: {resume_command(experiment.name, run_dir)}")
-        raise
     except NonFiniteLoss as error:
-        raise NonFiniteLoss(f"{error}; the checkpoints before it are in {shown(run_dir / folder.CHECKPOINTS)}") from None
-    console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
-    trained = Trained(config, env, method, state.params, folder.read_metrics(run_dir), watch)
-    findings = experiment.findings(trained)
-    updates = method_spec.options.num_updates * method_spec.options.batch_size * len(seeds)
-    results = {
-        "experiment": experiment.name,
-        "preset": config.preset,
-        "method": method_spec.path.split(":")[1],
-        "env": env_spec.name,
-        "env_preset": env_spec.preset,
-        "seeds": seeds,
+        raise NonFiniteLoss(
+            f"{error}; the checkpoints before it are in {shown(run_dir / folder.CHECKPOINTS)}"
+        ) from None
+
+
+def make_results(
+    name: str, preset: str, plan: Plan, seeds: Sequence[int], watch: Stopwatch, findings: Findings
+) -> dict:
+    """`results.json`."""
+    options = plan.method_spec.options
+    contexts = options.num_updates * options.batch_size * len(seeds)
+    return {
+        "experiment": name,
+        "preset": preset,
+        "method": plan.method_spec.path.split(":")[1],
+        "env": plan.env_spec.name,
+        "env_preset": plan.env_spec.preset,
+        "seeds": list(seeds),
         "status": "complete",
         "seconds": watch.seconds,
-        "env_steps": updates * method_spec.options.horizon,
-        "tokens": updates * (method_spec.options.horizon + 1),
+        "env_steps": contexts * options.horizon,
+        "tokens": contexts * (options.horizon + 1),
         **report.environment_facts(),
         "agents": findings.agents,
         "conditions": findings.conditions,
         "curves": findings.curves,
     }
-    write_up(run_dir, results, findings, described, trained.metrics, console)
-    return run_dir
 
 
 def make_schedule(num_updates: int, num_chunks: int) -> Schedule:
@@ -155,29 +227,26 @@ def open_folder(name: str, config: RunOptions, described: dict[str, Any], consol
     return run_dir
 
 
-def write_up(run_dir, results, findings: Findings, described, metrics, console: Console) -> None:
-    """Writes results, figures and the report, and prints the table."""
+def write_up(run_dir, results, findings: Findings, metric: str, options, rows, console: Console) -> None:
+    """Writes results, figures and the report, and prints the tables."""
     for name, figure, _ in findings.figures:
         report.save_figure(figure, run_dir, name)
-    report.write_results(run_dir, results)
-    about = {"metric": findings.metric, "reference": findings.reference, "ratios": findings.ratios}
+    about = {"metric": metric, "reference": findings.reference, "ratios": findings.ratios}
     report.write_report(
         run_dir,
         results,
         figures=[(f"figures/{name}.png", caption) for name, _, caption in findings.figures],
-        metrics={name: float(np.mean(value)) for name, value in metrics[-1].items()},
-        config=described["options"],
+        metrics={name: float(np.mean(value)) for name, value in rows[-1].items()},
+        config=options,
         command=f"python -m experiments.{results['experiment']} --preset {results['preset']}",
         **about,
     )
     report.print_tables([report.final_table(findings.agents, **about), *report.condition_tables(findings.conditions)])
+    report.write_results(run_dir, results)  # last: a folder with results is complete
     seconds = "  ".join(f"{what} {value:.0f} s" for what, value in results["seconds"].items())
-    console.print(f"{seconds}\nreport: {shown(run_dir)}/report.html   figures: {shown(run_dir)}/figures/", highlight=False)
-
-
-def resume_command(name: str, run_dir: Path) -> str:
-    """The line that continues a run."""
-    return f"make train EXPERIMENT={name} ARGS='--resume {shown(run_dir)}'"
+    console.print(
+        f"{seconds}\nreport: {shown(run_dir)}/report.html   figures: {shown(run_dir)}/figures/", highlight=False
+    )
 
 
 def shown(path: Path) -> str:
@@ -193,6 +262,6 @@ def _devices() -> str:
     return f"{len(kinds)} x {kinds[0]}"
 
 
-def _stop(console: Console, message: str, status: int) -> None:
+def _stop(message: str, status: int) -> None:
     Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
     sys.exit(status)

@@ -11,6 +11,8 @@ from icrl_jax.report.files import write_atomic
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+FIELDS = ("experiment", "env", "method", "seeds", "options")
+"""What `config.json` holds."""
 
 
 class NotARun(Exception):
@@ -60,12 +62,16 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """The `config.json` of a run.
 
     Raises:
-      NotARun: it is missing or no JSON.
+      NotARun: it is missing, no JSON, or not what a run writes.
     """
     try:
-        return json.loads((run_dir / CONFIG).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads((run_dir / CONFIG).read_text())
+    except (OSError, ValueError) as error:
         raise NotARun(f"{run_dir} is not a run folder: {CONFIG} cannot be read ({error})") from None
+    missing = [name for name in FIELDS if not isinstance(config, dict) or name not in config]
+    if missing:
+        raise NotARun(f"{run_dir} is not a run folder: {CONFIG} lacks {', '.join(missing)}")
+    return config
 
 
 def append_metrics(run_dir: Path, row: dict[str, Any]) -> None:

@@ -1,18 +1,16 @@
 """A finished run, back in one line."""
 
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from icrl_envs import TaskFamily
 
+from icrl_envs import TaskFamily
 from icrl_jax import checkpoint
-from icrl_jax.core import Agent, Method, TrainState, Tree
+from icrl_jax.core import Agent, Method, Tree
 from icrl_jax.run import folder
 from icrl_jax.run.spec import from_json
-from icrl_jax.train import init
+from icrl_jax.train import abstract_seeds
 
 
 class Loaded(NamedTuple):
@@ -42,12 +40,6 @@ def load(run_dir: str | Path, seed: int = 0) -> Loaded:
     env_spec, method_spec = from_json(config)
     env = env_spec.build()
     method = method_spec.build(env)
-    _, state = checkpoint.restore(run_dir / folder.CHECKPOINTS, abstract_state(method, len(config["seeds"])))
+    state = checkpoint.restore(run_dir / folder.CHECKPOINTS, abstract_seeds(method, len(config["seeds"]))).state
     params = jax.tree.map(lambda x: x[seed], state.params)
     return Loaded(method.agent(params), env, method, params)
-
-
-def abstract_state(method: Method, num_seeds: int) -> TrainState:
-    """The shapes of a training state, without building it or its data."""
-    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
-    return jax.eval_shape(jax.vmap(partial(init, method=method)), keys)._replace(data=None)

@@ -34,13 +34,16 @@ class Progress:
         return self
 
     def __exit__(self, *exception):
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def __call__(self, done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
         updates = (done - self.first) * self.schedule.updates_per_chunk
         left = self.elapsed / (done - self.first) * (self.schedule.num_chunks - done)
         shown = [f"{name.removeprefix('eval/')} {value.mean():.3g}" for name, value in log.items() if _shown(name)]
-        note = "  ".join([*shown, f"{updates * self.tasks_per_update / self.elapsed:,.0f} tasks/s", f"{_time(left)} left"])
+        note = "  ".join(
+            [*shown, f"{updates * self.tasks_per_update / self.elapsed:,.0f} tasks/s", f"{_time(left)} left"]
+        )
         updates_done = done * self.schedule.updates_per_chunk
         self.bar.update(self.task, completed=updates_done, note=note)
         if not self.console.is_terminal:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import icrl_envs
 from icrl_envs import TaskFamily
-
 from icrl_jax.core import Method
 
 

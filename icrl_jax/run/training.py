@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,11 @@ from icrl_jax.parallel import replicate
 from icrl_jax.run import folder
 from icrl_jax.run.options import RunOptions
 from icrl_jax.run.progress import Progress
-from icrl_jax.train import Evaluate, Schedule, compile_chunk, fit, init_seeds
+from icrl_jax.train import Evaluate, Schedule, abstract_seeds, compile_chunk, fit, init_seeds
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved. `signal_number` says by what."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; what it trained is saved. `signal_number` says by what."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -68,11 +69,15 @@ def training(
     """
     directory = run_dir / folder.CHECKPOINTS
     with watch.time("compile"):
+        saved, first = None, 0
+        if checkpoint.list_steps(directory):  # one that does not fit is refused before anything compiles
+            saved = checkpoint.restore(directory, abstract_seeds(method, len(keys)))
         state = init_seeds(keys, method, hparams)
         data_digest = None if state.data is None else checkpoint.digest(jax.device_get(state.data))
-        first = 0
-        if checkpoint.list_steps(directory):
-            first, state = checkpoint.restore(directory, state, data_digest)
+        if saved is not None:
+            if saved.data_digest != data_digest:
+                raise checkpoint.CheckpointError(f"{directory} was trained on other data than was built now")
+            first, state = saved.step, saved.state._replace(data=state.data)
         folder.cut_metrics(run_dir, first)
         if first == schedule.num_chunks:
             return state
@@ -99,22 +104,44 @@ def training(
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `Interrupted`, where there is nothing to save."""
+
+    def stop(signal_number, frame):
+        raise Interrupted(signal_number)
+
+    with _on_signals(stop):
+        yield
+
+
+@contextmanager
 def _catch_signals(stopping: list[int], console: Console) -> Iterator[None]:
     """Turns the first SIGINT or SIGTERM into a note for the loop; the second one stops at once."""
 
     def note(signal_number, frame):
         stopping.append(signal_number)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         console.print("finishing this part of the training, then saving; once more stops at once")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in numbers}
+    with _on_signals(note):
+        yield
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _on_signals(handler) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule) -> list:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_episodes import on_host
 
 from icrl_jax.agents import empirical_mean, lcb, linucb, thompson_beta, thompson_gaussian, thompson_linear, ucb, ucb1
 from icrl_jax.core import TimeStep, Transition
@@ -12,13 +13,19 @@ from icrl_jax.rollout import replay
 A, D = 7, 3
 
 
+@on_host
+def relive(agent, transitions):
+    key = jax.random.key(0)
+    return replay(agent, agent.init(key), transitions, key)
+
+
 def history(actions, rewards) -> Transition:
     n = len(actions)
-    obs, no = jnp.ones((n, 1)), jnp.zeros(n, bool)
-    return Transition(obs, jnp.asarray(actions, jnp.int32), jnp.asarray(rewards, jnp.float32), obs, no, no)
+    obs, no = np.ones((n, 1), np.float32), np.zeros(n, bool)
+    return Transition(obs, np.asarray(actions, np.int32), np.asarray(rewards, np.float32), obs, no, no)
 
 
-@jax.jit
+@on_host
 def decide(agent, transitions, keys):
     """What an agent does after all of a history, once for every key."""
     key = jax.random.key(0)
@@ -104,7 +111,7 @@ def test_linucb_is_ridge_regression_in_float64_even_after_ten_thousand_steps(num
     actions = np.where(generator.random(num_steps) < 5 / num_steps, generator.integers(0, A, num_steps), 2)
     rewards = features[actions] @ np.array([0.3, -0.5, 0.2]) + generator.normal(0, 0.3, num_steps)
     agent = linucb(features, ridge=0.7, beta=1.3)
-    carry, _ = jax.jit(replay)(agent, agent.init(jax.random.key(0)), history(actions, rewards), jax.random.key(0))
+    carry, _ = relive(agent, history(actions, rewards))
     seen = slice(None, -1)  # the last is still to be learned
     x = features[actions][seen]
     gram = 0.7 * np.eye(D) + x.T @ x
@@ -136,7 +143,7 @@ def test_means_stay_exact_over_ten_thousand_steps(num_steps):
     actions, rewards = generator.integers(0, 2, num_steps), generator.normal(0.3, 0.3, num_steps)
     rewards[actions == 1] = 0.3  # without noise, sums in float32 would round the same way every time
     agent = empirical_mean(2)
-    carry, _ = jax.jit(replay)(agent, agent.init(jax.random.key(0)), history(actions, rewards), jax.random.key(0))
+    carry, _ = relive(agent, history(actions, rewards))
     for arm in range(2):
         seen = rewards[:-1][actions[:-1] == arm]
         assert carry.counts[arm] == len(seen)
@@ -183,8 +190,7 @@ def test_bonuses_worked_by_hand():
 @pytest.mark.parametrize("build", [empirical_mean, ucb, ucb1])
 def test_every_arm_is_pulled_once_first(build):
     paid = history(range(A), [9.0 - arm for arm in range(A)])  # the first pays most
-    agent, key = build(A), jax.random.key(0)
-    _, (actions, _) = jax.jit(replay)(agent, agent.init(key), paid, key)
+    _, (actions, _) = relive(build(A), paid)
     np.testing.assert_array_equal(actions, np.arange(A))
 
 

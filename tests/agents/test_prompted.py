@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from two_episodes import TwoEpisodes, scout, spied
+from two_episodes import TwoEpisodes, on_host, scout, spied
 
 import icrl_envs
 from icrl_jax.agents import prompted, thompson_gaussian, ucb, uniform
@@ -17,7 +17,10 @@ ENV = icrl_envs.make("gaussian_bandit", num_arms=A)
 AGENT = thompson_gaussian(A)
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "trial"))
+begin = on_host(lambda agent, key: start(agent, ENV, ENV.default_params, key).carry)
+
+
+@functools.partial(on_host, static_argnames=("num_steps", "trial"))
 def live(agent, key, num_steps=T, trial=None):
     return rollout(agent, ENV, start(agent, ENV, ENV.sample_task(key), key), key, num_steps, trial=trial)
 
@@ -47,14 +50,19 @@ def spied_inside(agent, context, online):
 
 def test_prompted_equals_replay_then_act(context, getkey):
     key, key_replay = getkey(), getkey()
-    memory, _ = jax.jit(replay)(AGENT, AGENT.init(key), context, key_replay)
-    last = jax.tree.map(lambda x: x[-1], context)
-    obs = jnp.ones(1)
-    expected = AGENT.act(memory, key, TimeStep(obs, last, jnp.zeros((), bool)))
+    last, blank = jax.tree.map(lambda x: x[-1], context), jax.tree.map(lambda x: np.zeros_like(x[-1]), context)
+    obs = np.ones(1, np.float32)
+
+    @on_host
+    def by_hand(key, key_replay):
+        memory, _ = replay(AGENT, AGENT.init(key), context, key_replay)
+        return AGENT.act(memory, key, TimeStep(obs, last, jnp.zeros((), bool)))
+
+    expected = by_hand(key, key_replay)
     for online in (True, False):
         agent = prompted(AGENT, context, online)
-        blank = jax.tree.map(jnp.zeros_like, last)
-        carry, action, _ = jax.jit(agent.act)(agent.init(key), key, TimeStep(obs, blank, jnp.ones((), bool)))
+        first = on_host(lambda agent, key: agent.act(agent.init(key), key, TimeStep(obs, blank, np.ones((), bool))))
+        carry, action, _ = first(agent, key)
         assert action == expected[1]
         if online:
             chex.assert_trees_all_equal(carry.memory, expected[0])
@@ -71,7 +79,7 @@ def test_offline_learns_nothing(context, getkey):
     agent = prompted(spied(AGENT), context, online=False)
     key = getkey()
     state, record = live(agent, key)
-    chex.assert_trees_all_equal(state.carry, start(agent, ENV, ENV.default_params, key).carry)
+    chex.assert_trees_all_equal(state.carry, begin(agent, key))
     np.testing.assert_array_equal(record.info["carry"].counts, np.tile(counts(context), (T, 1)))
 
 
@@ -103,21 +111,25 @@ def test_a_context_of_one_transition_counts(context, getkey):
 
 def test_contexts_vmap_beside_tasks(getkey):
     keys = jax.random.split(getkey(), 3)
-    contexts = jax.vmap(lambda key: live(uniform(ENV), key, N)[1].transition)(keys)
+    contexts = on_host(jax.vmap(lambda key: live.__wrapped__(uniform(ENV), key, N)[1].transition))(keys)
 
-    def first_action(context, key):
-        return live(prompted(AGENT, context), key)[1].transition.action
+    def actions(context, key):
+        return live.__wrapped__(prompted(AGENT, context), key)[1].transition.action
 
-    together = jax.vmap(first_action)(contexts, keys)
-    alone = [first_action(jax.tree.map(lambda x: x[i], contexts), keys[i]) for i in range(3)]  # noqa: B023
-    np.testing.assert_array_equal(together, jnp.stack(alone))
+    together = on_host(jax.vmap(actions))(contexts, keys)
+    alone = [live(prompted(AGENT, _at(contexts, i)), keys[i])[1].transition.action for i in range(3)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def _at(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def test_an_episodic_context_shows_its_final_observation():
     env = TwoEpisodes()
     key = jax.random.key(5)
-    task = jax.tree.map(lambda x: x[1], env.tasks("all"))
-    run = jax.jit(lambda agent, key, n: rollout(agent, env, start(agent, env, task, key), key, n), static_argnums=2)
+    task = _at(jax.device_get(env.tasks("all")), 1)
+    run = on_host(lambda agent, key, n: rollout(agent, env, start(agent, env, task, key), key, n), static_argnums=2)
     context = run(scout(), key, 3)[1].transition
     assert context.terminated.any() or context.truncated.any()
     for online in (True, False):

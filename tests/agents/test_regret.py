@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_episodes import on_host
 
 import icrl_envs
 from icrl_jax.agents import (
@@ -28,7 +29,7 @@ LINEAR = icrl_envs.make("linear_bandit", "dpt")
 SD = 0.3
 
 
-@functools.partial(jax.jit, static_argnames="env")
+@functools.partial(on_host, static_argnames="env")
 def ours(agent, env, tasks, key):
     def one_task(task, key):
         _, record = rollout(agent, env, start(agent, env, task, key), key, T)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from two_episodes import EPISODE_STEPS, TwoEpisodes, TwoEpisodesParams, constant, scout, spied
+from two_episodes import EPISODE_STEPS, TwoEpisodes, TwoEpisodesParams, constant, on_host, scout, spied
 
 import icrl_envs
 from icrl_envs import copies, make, preferences, revealed
@@ -14,12 +14,12 @@ from icrl_jax.rollout import rollout, start
 
 BANDIT = make("gaussian_bandit", num_arms=5)
 EPISODIC = TwoEpisodes()
-TASK = TwoEpisodesParams(secret=jnp.int32(3), max_steps_in_episode=jnp.int32(EPISODE_STEPS))
+TASK = TwoEpisodesParams(secret=np.int32(3), max_steps_in_episode=np.int32(EPISODE_STEPS))
 T = 23
 N = 20_000
 
 
-@functools.partial(jax.jit, static_argnames="env")
+@functools.partial(on_host, static_argnames="env")
 def live(agent, env, task, key):
     return rollout(agent, env, start(agent, env, task, key), key, T)[1]
 
@@ -45,16 +45,16 @@ def test_oracle_wins_every_episode_at_once(getkey):
 
 def test_copies_are_separate_environments(getkey):
     key, n, env = getkey(), 3, copies(EPISODIC, 3)
-    obs, state = env.reset_env(key, TASK)
+    obs, state = jax.device_get(env.reset(key, TASK))
     keys = jax.random.split(key, n)
-    alone = [EPISODIC.reset_env(k, TASK) for k in keys]
+    alone = jax.device_get([EPISODIC.reset(k, TASK) for k in keys])
     chex.assert_trees_all_equal((obs, state), _stack(alone))
     resets = []
     for t in range(7):
-        key, action = jax.random.fold_in(key, t), jnp.array([0, 3, 1], jnp.int32)
-        together = env.step(key, state, action, TASK)
+        key, action = jax.random.fold_in(key, t), np.array([0, 3, 1], np.int32)
+        together = jax.device_get(env.step(key, state, action, TASK))
         keys = jax.random.split(key, n)
-        alone = [EPISODIC.step(keys[i], _at(state, i), action[i], TASK) for i in range(n)]
+        alone = jax.device_get([EPISODIC.step(keys[i], _at(state, i), action[i], TASK) for i in range(n)])
         chex.assert_trees_all_equal(together, _stack(alone))
         obs, state, _, terminated, truncated, info = together
         np.testing.assert_array_equal(terminated, [False, True, False])
@@ -68,7 +68,7 @@ def _at(tree, i):
 
 
 def _stack(trees):
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
 def test_copies_see_different_noise_and_know_their_means(getkey):
@@ -98,7 +98,7 @@ def test_the_oracle_of_copies_is_refused():
         oracle(copies(revealed(BANDIT), 3))
 
 
-@functools.partial(jax.jit, static_argnames="env")
+@functools.partial(on_host, static_argnames="env")
 def compare(env, pair, key):
     """N labels of one pair, and what came with them; arms pay 0, .25, .5, .75, 1 on average."""
     _, state = env.reset(key, env.default_params)
@@ -111,7 +111,7 @@ def compare(env, pair, key):
 def test_labels_follow_bradley_and_terry(temperature, getkey):
     env = preferences(BANDIT, temperature=temperature)
     for pair, margin in (((4, 1), 0.75), ((1, 4), -0.75), ((2, 3), -0.25), ((2, 2), 0.0)):
-        label, _ = compare(env, jnp.array(pair), getkey())
+        label, _ = compare(env, np.array(pair), getkey())
         p = 1 / (1 + np.exp(-margin / temperature))
         assert abs(label.mean() - p) < 5 * np.sqrt(p * (1 - p) / N)
         assert set(np.unique(label)) == {0.0, 1.0}
@@ -120,18 +120,18 @@ def test_labels_follow_bradley_and_terry(temperature, getkey):
 def test_the_score_can_be_chosen(getkey):
     """Here the lower arm is preferred."""
     env = preferences(BANDIT, score=lambda state, action, params: -action.astype(jnp.float32), temperature=0.0)
-    assert (compare(env, jnp.array([0, 4]), getkey())[0] == 1).all()
+    assert (compare(env, np.array([0, 4]), getkey())[0] == 1).all()
 
 
 def test_at_temperature_0_the_better_wins_and_ties_are_a_fair_coin(getkey):
     env = preferences(BANDIT, temperature=0.0)
-    assert (compare(env, jnp.array([4, 1]), getkey())[0] == 1).all()
-    assert (compare(env, jnp.array([1, 2]), getkey())[0] == 0).all()
-    assert abs(compare(env, jnp.array([2, 2]), getkey())[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
+    assert (compare(env, np.array([4, 1]), getkey())[0] == 1).all()
+    assert (compare(env, np.array([1, 2]), getkey())[0] == 0).all()
+    assert abs(compare(env, np.array([2, 2]), getkey())[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
 
 
 def test_the_environment_moves_by_the_winner_and_shows_its_reward_only_in_info(getkey):
-    label, info = compare(preferences(BANDIT), jnp.array([4, 1]), getkey())
+    label, info = compare(preferences(BANDIT), np.array([4, 1]), getkey())
     np.testing.assert_array_equal(info["winner"], np.where(label == 1, 4, 1))
     for arm, mean in ((4, 1.0), (1, 0.25)):
         reward = np.asarray(info["reward"])[info["winner"] == arm]
@@ -147,7 +147,7 @@ def test_episodes_move_by_the_winner(getkey):
 
 def test_regrets_worked_by_hand(getkey):
     for pair, weak, strong in (((4, 1), 0.0, 0.75), ((1, 2), 0.5, 0.75), ((3, 3), 0.25, 0.25)):
-        _, info = compare(preferences(BANDIT), jnp.array(pair), getkey())
+        _, info = compare(preferences(BANDIT), np.array(pair), getkey())
         np.testing.assert_allclose(info["weak_regret"], weak, atol=1e-6)
         np.testing.assert_allclose(info["strong_regret"], strong, atol=1e-6)
 

@@ -1,0 +1,35 @@
+"""Learning rates times seeds of an experiment, in one compiled program: one table, one figure.
+
+make sweep                                             dpt_bandit at 1e-3, 3e-3 and 1e-2, two seeds each
+make sweep ARGS="--learning-rates 1e-4 1e-3 --num-seeds 5"
+"""
+
+import argparse
+import importlib
+import sys
+
+from icrl_jax.run.experiment import guarded
+from icrl_jax.run.options import parse
+from icrl_jax.run.sweep import as_sweep, sweep
+
+
+def main() -> None:
+    """Reads which experiment, then all options of that experiment."""
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--experiment", default="dpt_bandit")
+    seen, argv = first_look.parse_known_args(sys.argv[1:])
+    experiment = as_sweep(find(seen.experiment), learning_rates=(1e-3, 3e-3, 1e-2), num_seeds=2)
+    with guarded() as console:
+        sweep(experiment, parse(experiment.name, experiment.presets, __doc__ or "", argv), console)
+
+
+def find(name: str):
+    """The experiment `experiments/<name>.py` defines."""
+    try:
+        return importlib.import_module(f"experiments.{name}").EXPERIMENT
+    except (ModuleNotFoundError, AttributeError):
+        sys.exit(f"error: experiment={name!r}: there is no such script in experiments/")
+
+
+if __name__ == "__main__":
+    main()

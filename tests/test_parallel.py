@@ -1,0 +1,111 @@
+"""Four virtual CPU devices, in a process of their own, give the numbers that one gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from icrl_jax.agents import thompson_gaussian, uniform
+from icrl_jax.evaluate import evaluate, offline_suboptimality
+from icrl_jax.methods.dpt import dpt
+from icrl_jax.parallel import check_rows, over_rows, pad_rows
+from icrl_jax.train import Schedule, fit
+
+BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
+KEYS = jax.random.split(jax.random.key(13), 2)
+
+
+def numbers() -> dict[str, np.ndarray]:
+    """Training logs, trained weights and evaluations, from whatever devices there are."""
+    found, logs = {}, []
+    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=BATCH, num_tasks=11))
+    quick = lambda agent, key: {"regret": online(agent, key).mean()}
+    state = fit(KEYS, method, Schedule(2, 3), quick, [lambda done, log, state: logs.append(log)])
+    found |= {name: np.stack([log[name] for log in logs]) for name in logs[0]}
+    found |= {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(state.params)}
+    agent = method.agent(jax.tree.map(lambda x: x[0], state.params))
+    found["online"] = jax.jit(online)(agent, KEYS[0])
+    found["offline"] = jax.jit(offline)(agent, KEYS[1])
+    found["thompson"] = jax.jit(online)(thompson_gaussian(3), KEYS[0])
+    return jax.device_get(found)
+
+
+def tasks():
+    return jax.vmap(tiny.BANDIT.sample_task)(jax.random.split(jax.random.key(2), TASKS))
+
+
+def online(agent, key):
+    return evaluate(agent, tiny.BANDIT, tasks(), key, num_steps=T).curves["regret"]
+
+
+def offline(agent, key):
+    env = tiny.BANDIT
+    contexts = evaluate(uniform(env), env, tasks(), key, num_steps=T).record.transition
+    return offline_suboptimality(agent, env, tasks(), contexts, key)
+
+
+def refuse():
+    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=6))
+    fit(KEYS, method, Schedule(1, 1))
+
+
+SCRIPT = """
+import sys
+import jax
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import test_parallel
+assert jax.device_count() == 4
+try:
+    test_parallel.refuse()
+except ValueError as error:
+    print(error)
+np.savez(sys.argv[2], **test_parallel.numbers())
+"""
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    path = tmp_path_factory.mktemp("four") / "numbers.npz"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(path)), done.stdout
+
+
+def test_four_devices_give_the_same_numbers_as_one(four):
+    if jax.device_count() > 1:
+        pytest.skip("this process has several devices already")
+    one, several = numbers(), four[0]
+    assert one.keys() == several.keys()
+    for name in one:
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert one["online"].shape == (TASKS, T) and one["offline"].shape == (TASKS, T + 1)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(four):
+    assert four[1].strip() == "batch_size=6: must be a multiple of the 4 devices"
+
+
+@pytest.mark.skipif(jax.device_count() > 1, reason="this process has several devices")
+def test_one_device_takes_every_batch_and_leaves_rows_as_they_are():
+    check_rows("batch_size", 7)
+    rows = {"a": jnp.arange(7), "b": jnp.ones((7, 2))}
+    jax.tree.map(np.testing.assert_array_equal, pad_rows(rows), rows)
+    assert over_rows(refuse) is refuse
+
+
+def test_padding_repeats_the_first_rows_until_the_devices_divide_them(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    np.testing.assert_array_equal(pad_rows(jnp.arange(7)), [0, 1, 2, 3, 4, 5, 6, 0])
+    np.testing.assert_array_equal(pad_rows(jnp.arange(1)), [0, 0, 0, 0])
+    np.testing.assert_array_equal(pad_rows(jnp.arange(8)), np.arange(8))
+    with pytest.raises(ValueError, match="batch_size=6: must be a multiple of the 4 devices"):
+        check_rows("batch_size", 6)
