@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icrl_envs import Bandit, revealed, sample_tasks
+from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import report, statistics
 from icrl_jax.core import Agent, Array, Transition, Tree
 from icrl_jax.evaluate import evaluate, offline_suboptimality
@@ -21,12 +21,12 @@ EVAL_SEED = 9_317
 """Seed of the held-out tasks and of their reward noise: the same for every agent, run and seed."""
 
 
-def held_out(env: Bandit, num_tasks: int) -> Tree:
+def held_out(env: TaskFamily, num_tasks: int) -> Tree:
     """Test tasks [B, ...]."""
     return sample_tasks(env, jax.random.key(EVAL_SEED + 3), num_tasks)
 
 
-def score(env: Bandit, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
+def score(env: TaskFamily, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
     """Cumulative regret in each held-out task, [B]."""
 
     def regret(agent: Agent, key: Array) -> Array:
@@ -36,14 +36,14 @@ def score(env: Bandit, config: Any, num_tasks: int) -> Callable[[Agent, Array], 
     return regret
 
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+QUICK_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
 """What runs only a few times is not worth LLVM's whole effort (a third less compile time, as fast)."""
 
 
 class Evaluator:
     """Runs agents in the held-out tasks of one family; agents that differ only in their numbers share a compilation."""
 
-    def __init__(self, env: Bandit, watch: Stopwatch):
+    def __init__(self, env: TaskFamily, watch: Stopwatch):
         self.env, self.watch, self.compiled = env, watch, {}
 
     def online(self, agents: Sequence[Agent], env_params: Tree, horizon: int) -> tuple[np.ndarray, np.ndarray]:

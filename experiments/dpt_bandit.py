@@ -36,9 +36,10 @@ PRESETS = {
     "cpu": Config(
         preset="cpu",
         dpt=DPTConfig(
-            model=TransformerConfig(width=64, num_layers=3, num_heads=4, context_len=101, positions="none"),
+            model=TransformerConfig(width=64, num_layers=3, num_heads=8, context_len=101, positions="none"),
             optim=OptimConfig(learning_rate=3e-3),
-            num_updates=2000,
+            num_updates=3200,
+            batch_size=32,
             horizon=100,
         ),
     ),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gymnax.environments.environment import Environment
 from jax.tree_util import Partial
 
+from icrl_envs import TaskFamily
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree
 from icrl_jax.parallel import over_rows, pad_rows
 from icrl_jax.rollout import Record, replay, rollout, start
@@ -56,11 +57,11 @@ def evaluate(
         raise ValueError(f"{name}={size!r}: must be at least 1 for {env.name}")
     num_steps = size * int(env.default_params.max_steps_in_episode) if episodic else size
     agent = agent if isinstance(agent, Agent) else Partial(agent)
-    return _evaluate(agent, env, env_params, key, num_steps, num_episodes, context)
+    return _evaluate(agent, env, env_params, key, num_steps, size, context)
 
 
-@partial(jax.jit, static_argnames=("env", "num_steps", "num_episodes"))
-def _evaluate(agent, env, env_params, key, num_steps, num_episodes, context) -> Evaluation:
+@partial(jax.jit, static_argnames=("env", "num_steps", "size"))
+def _evaluate(agent, env, env_params, key, num_steps, size, context) -> Evaluation:
     num_tasks = jax.tree.leaves(env_params)[0].shape[0]
 
     def one_task(agent, row) -> Evaluation:
@@ -68,7 +69,7 @@ def _evaluate(agent, env, env_params, key, num_steps, num_episodes, context) -> 
         key_task = jax.random.fold_in(key, index)
         agent = agent if context is None else agent(context)
         _, record = rollout(agent, env, start(agent, env, env_params, key_task), key_task, num_steps)
-        metrics, curves = _score(env, env_params, record, num_episodes)
+        metrics, curves = _score(env, env_params, record, size)
         return Evaluation(metrics, curves, record)
 
     rows = pad_rows((env_params, context, jnp.arange(num_tasks)))
@@ -76,7 +77,7 @@ def _evaluate(agent, env, env_params, key, num_steps, num_episodes, context) -> 
     return jax.tree.map(lambda x: x[:num_tasks], evaluation)
 
 
-def offline_suboptimality(agent: Agent, env: Environment, env_params: Any, contexts: Transition, key: Array) -> Array:
+def offline_suboptimality(agent: Agent, env: TaskFamily, env_params: Any, contexts: Transition, key: Array) -> Array:
     """Loses how much, by the arm chosen after every prefix of a fixed data set, the empty and the whole one included.
 
     Args:
@@ -104,7 +105,7 @@ def offline_suboptimality(agent: Agent, env: Environment, env_params: Any, conte
     return over_rows(jax.vmap(one_task, in_axes=(None, 0)))(agent, rows)[:num_tasks]
 
 
-def _score(env, env_params, record: Record, num_episodes: int | None) -> tuple[dict, dict]:
+def _score(env, env_params, record: Record, size: int) -> tuple[dict, dict]:
     curves = {}
     if "weak_regret" in record.env_info:
         curves |= {name: jnp.cumsum(record.env_info[name]) for name in ("weak_regret", "strong_regret")}
@@ -113,8 +114,8 @@ def _score(env, env_params, record: Record, num_episodes: int | None) -> tuple[d
         _, env_state = env.reset(jax.random.key(0), env_params)  # a bandit has one state
         regret = jnp.cumsum(_best_reward(env, env_state, env_params) - record.env_info["expected_reward"])
         return {"cumulative_regret": regret[-1]}, {"regret": regret}
-    returns = episode_returns(record, num_episodes)
-    last = max(1, -(-num_episodes // 10))
+    returns = episode_returns(record, num_episodes=size)
+    last = max(1, -(-size // 10))
     metrics = {"first_return": returns[0], "final_return": returns[-last:].mean(), "mean_return": returns.mean()}
     return metrics, {"return": returns}
 

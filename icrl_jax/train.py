@@ -14,6 +14,10 @@ Evaluate = Callable[[Agent, Array], dict[str, Array]]
 """`(agent, key) -> metrics`, compiled into the chunk; held-out tasks, small and quick."""
 
 
+Chunk = Callable[..., tuple[TrainState, dict]]
+"""`(state, keys[S], i) -> (state, log [S])`, compiled; the state is donated."""
+
+
 class Schedule(NamedTuple):
     """How training is cut into chunks."""
 
@@ -77,7 +81,7 @@ class Callback(Protocol):
         """`done` chunks are finished; `log` holds [S] arrays; `state` is donated after the call, so copy to keep."""
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLossError(FloatingPointError):
     """Training met a loss, or parameters, that are not finite numbers."""
 
 
@@ -100,8 +104,8 @@ def abstract_seeds(method: Method, num_seeds: int) -> TrainState:
 
 def compile_chunk(
     method: Method, schedule: Schedule, keys: Array, state: TrainState, evaluate: Evaluate | None = None
-) -> Callable:
-    """Compiles one chunk of S runs, `(state, keys[S], i) -> (state, log [S])`; the state is donated."""
+) -> Chunk:
+    """Compiles one chunk of S runs."""
     chunk = make_chunk(method, schedule.updates_per_chunk, evaluate)
 
     def chunk_i(state, key, i):
@@ -138,7 +142,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     first: int = 0,
     state: TrainState | None = None,
-    chunk: Callable | None = None,
+    chunk: Chunk | None = None,
     stop_nonfinite: bool = True,
 ) -> TrainState:
     """Trains from the host, S seeds at once: the same chunks as `train`, with a look at each log.
@@ -152,7 +156,7 @@ def fit(
     Returns:
       The last state, its seeds stacked on axis 0 but for the data, of which there is one copy.
     Raises:
-      NonFiniteLoss: names the update and the seed, before any callback has seen that chunk.
+      NonFiniteLossError: names the update and the seed, before any callback has seen that chunk.
     """
     keys = replicate(keys)
     state = init_seeds(keys, method) if state is None else state
@@ -163,7 +167,9 @@ def fit(
         bad = log.pop("first_nonfinite")
         for seed in np.flatnonzero(bad >= 0) if stop_nonfinite else ():
             update = i * schedule.updates_per_chunk + int(bad[seed]) + 1
-            raise NonFiniteLoss(f"the loss or the parameters of seed number {seed} are not finite at update {update}")
+            raise NonFiniteLossError(
+                f"the loss or the parameters of seed number {seed} are not finite at update {update}"
+            )
         for callback in callbacks:
             callback(i + 1, log, state)
     return state

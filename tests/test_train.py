@@ -10,7 +10,18 @@ import tiny
 from icrl_jax.core import SEED_AXES
 from icrl_jax.methods.dpt import dpt
 from icrl_jax.methods.supervised import OptimConfig
-from icrl_jax.train import NonFiniteLoss, Schedule, chunk_key, compile_chunk, fit, init, init_seeds, make_chunk, train
+from icrl_jax.train import (
+    NonFiniteLossError,
+    Schedule,
+    chunk_key,
+    compile_chunk,
+    fit,
+    init,
+    init_seeds,
+    make_chunk,
+    over_seeds,
+    train,
+)
 
 SCHEDULE = Schedule(num_chunks=3, updates_per_chunk=4)
 KEYS = jax.random.split(jax.random.key(11), 3)
@@ -95,6 +106,23 @@ def test_a_dpt_trains_alike_with_others_from_the_host_and_alone_on_the_device():
     assert {x.shape[0] for x in jax.tree.leaves(state.data)} == {11}
 
 
+@pytest.mark.parametrize("make", [tiny.regression, lambda: dpt(tiny.BANDIT, tiny.dpt_config())])
+def test_seeds_in_turn_equal_seeds_at_once(make):
+    """What runs on CPU against the vmap that runs elsewhere; with data and without."""
+    method = make()
+    update = make_chunk(method, 3, chance)
+    chunk = lambda state, key, i: update(state, chunk_key(key, i))
+    axes = {"in_axes": (SEED_AXES, 0, None), "out_axes": (SEED_AXES, 0)}
+    state = init_seeds(KEYS, method)
+    (in_turn, log), (at_once, expected_log) = (
+        jax.jit(over)(state, KEYS, np.int32(1)) for over in (over_seeds(chunk), jax.vmap(chunk, **axes))
+    )
+    chex.assert_trees_all_close(log, expected_log, rtol=1e-5)
+    chex.assert_trees_all_close(in_turn.params, at_once.params, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_equal(in_turn.data, at_once.data)
+    assert len(np.unique(log["loss"])) == len(KEYS)  # seeds differ
+
+
 def test_resuming_at_a_chunk_equals_never_having_stopped(fitted):
     method = tiny.regression()
     half = fit(KEYS, method, SCHEDULE._replace(num_chunks=2), chance)
@@ -165,11 +193,11 @@ def test_a_nonfinite_loss_stops_training_and_names_update_and_seed():
     rates, logs = [0.1, 1e19, 0.1], []  # squares of 1e19 overflow: the second loss is infinite
     method, state = diverging(rates)
     schedule = Schedule(5, 1)
-    with pytest.raises(NonFiniteLoss, match=r"seed number 1 .* at update 2$"):
+    with pytest.raises(NonFiniteLossError, match=r"seed number 1 .* at update 2$"):
         fit(KEYS, method, schedule, None, [logged(logs)], state=state)
     assert [done for done, _ in logs] == [1]  # no callback saw the bad chunk
     _, state = diverging(rates)
-    with pytest.raises(NonFiniteLoss, match=r"at update 2$"):  # in the middle of a chunk
+    with pytest.raises(NonFiniteLossError, match=r"at update 2$"):  # in the middle of a chunk
         fit(KEYS, method, Schedule(2, 4), state=state)
 
 
@@ -177,7 +205,7 @@ def test_parameters_that_are_not_finite_stop_training_before_a_loss_shows_it():
     """Or else the last checkpoint would hold them, and nothing good would be left."""
     method, state = diverging([0.1, 0.1, np.inf])
     logs = []
-    with pytest.raises(NonFiniteLoss, match=r"seed number 2 .* at update 1$"):
+    with pytest.raises(NonFiniteLossError, match=r"seed number 2 .* at update 1$"):
         fit(KEYS, method, Schedule(5, 1), None, [logged(logs)], state=state)
     assert not logs
 

@@ -15,7 +15,7 @@ NUM_SAMPLES, WIDTH, BATCH = 103, 13, 5
 TRACES = []  # one entry for each time the loss is traced
 
 
-def regression(optim: OptimConfig | None = None, num_updates: int = 12, data=None) -> Method:
+def regression(optim: OptimConfig | None = None, data=None) -> Method:
     """Fits y = x @ w to noisy samples of one fixed data set."""
 
     def init_params(key):
@@ -36,7 +36,7 @@ def regression(optim: OptimConfig | None = None, num_updates: int = 12, data=Non
 
     optim = OptimConfig(learning_rate=0.1) if optim is None else optim
     data = samples if data is None else data
-    return supervised(init_params, collect, loss, agent, optim, num_updates, BATCH, data, NUM_SAMPLES)
+    return supervised(init_params, collect, loss, agent, optim, 12, BATCH, 1, data, NUM_SAMPLES)
 
 
 def samples():

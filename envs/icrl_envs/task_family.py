@@ -37,7 +37,7 @@ class TaskFamily(Environment):
         raise NotImplementedError
 
 
-def sample_tasks(env: Environment, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:
+def sample_tasks(env: TaskFamily, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:
     """Draws tasks stacked [B, ...]; one key gives the same tasks whoever draws them."""
     return jax.vmap(lambda key: env.sample_task(key, split))(jax.random.split(key, num_tasks))
 

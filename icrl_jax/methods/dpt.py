@@ -2,9 +2,11 @@
 
 Lee, Xie, Pacchiano, Chandak, Finn, Nachum, Brunskill, *Supervised Pretraining Can Learn In-Context Reinforcement
 Learning*, NeurIPS 2023, https://arxiv.org/abs/2306.14892. The minimiser of the loss is the posterior over the best
-action, so sampling from the softmax is posterior (Thompson) sampling; online agents sample, offline ones take the argmax.
+action, so sampling from the softmax is posterior (Thompson) sampling; online agents sample, offline ones take the
+argmax.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple
@@ -100,9 +102,6 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         example = jax.tree.map(lambda x: x[row.index], data)
         return example._replace(context=shuffled(example.context, row.key)) if config.shuffle else example
 
-    def dataset() -> Example:
-        return jax.lax.map(draw, jax.random.split(jax.random.key(DATA_SEED), config.num_tasks), batch_size=1024)
-
     return supervised(
         init_params,
         collect,
@@ -112,9 +111,13 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.num_updates,
         config.batch_size,
         tokens_per_row=config.horizon + 1,
-        data=dataset if config.num_tasks else None,
+        data=partial(_dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
     )
+
+
+def _dataset(draw: Callable[[Array], Example], num_tasks: int) -> Example:
+    return jax.lax.map(draw, jax.random.split(jax.random.key(DATA_SEED), num_tasks), batch_size=1024)
 
 
 def make_behaviour(env: Bandit, config: DPTConfig) -> Agent:

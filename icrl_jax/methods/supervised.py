@@ -165,7 +165,7 @@ def _mean_over_groups(function: Callable[[Tree], Tree], rows: Tree, size: int) -
     return jax.tree.map(lambda x: x / num_groups, total)
 
 
-def make_schedule(optim: OptimConfig, num_updates: int) -> Callable[[Array], Array]:
+def make_schedule(optim: OptimConfig, num_updates: int) -> optax.Schedule:
     """The factor on the learning rate at each update: linear warm-up to 1, then constant or a cosine to 0."""
     warmup = round(optim.warmup * num_updates)
     tail = (

@@ -9,7 +9,7 @@ Axes: B rows, T time, D width, H heads, K head width, F feed-forward width, C ca
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,9 @@ class Branches(NamedTuple):
     length: Array  # int32 [B * n]
     k: tuple[Array, ...]  # L arrays [B * n, H, depth, K]
     v: tuple[Array, ...]  # L arrays [B * n, H, depth, K]
+
+
+Cache = TypeVar("Cache", Memory, Branches)
 
 
 @jax.custom_vjp
@@ -228,7 +231,7 @@ class Transformer(nnx.Module):
         length = jnp.zeros(batch, jnp.int32)
         return Memory(jnp.int32(0), length, (empty,) * cfg.num_layers, (empty,) * cfg.num_layers)
 
-    def step(self, carry: Memory | Branches, x_BD: Array, reset_B: Array) -> tuple[Memory | Branches, Array]:
+    def step(self, carry: Cache, x_BD: Array, reset_B: Array) -> tuple[Cache, Array]:
         """One input a row. Branches are rows too, `b * n + i` being branch i of row b."""
         carry = carry._replace(length=jnp.where(reset_B, 0, carry.length))
         x_B1D, keys, values = self._next(carry, x_BD[:, None], commit=True)

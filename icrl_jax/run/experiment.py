@@ -19,17 +19,17 @@ from icrl_jax import checkpoint, report
 from icrl_jax.core import Agent, Array, Method, TrainState, Tree
 from icrl_jax.parallel import check_rows
 from icrl_jax.run import folder
-from icrl_jax.run.options import BadOptions, RunOptions, parse
+from icrl_jax.run.options import OptionsError, RunOptions, as_arguments, parse
 from icrl_jax.run.spec import EnvSpec, MethodSpec, to_json
 from icrl_jax.run.training import Interrupted, Stopwatch, interruptible, training
-from icrl_jax.train import Evaluate, NonFiniteLoss, Schedule
+from icrl_jax.train import Evaluate, NonFiniteLossError, Schedule
 
 
 class Trained(NamedTuple):
     """What an experiment evaluates."""
 
     config: Any
-    env: TaskFamily
+    env: Any  # the task family, with what only this kind has
     method: Method
     params: Tree  # seeds stacked [S, ...]
     metrics: list[dict[str, Any]]  # the rows of metrics.jsonl
@@ -77,9 +77,9 @@ def guarded() -> Iterator[Console]:
     """Turns what the user can mend into one clear line and an exit status, not a traceback."""
     try:
         yield Console(soft_wrap=True)
-    except (BadOptions, folder.NotARun, checkpoint.CheckpointError) as error:
+    except (OptionsError, folder.NotARunError, checkpoint.CheckpointError) as error:
         _stop(str(error), 2)
-    except NonFiniteLoss as error:
+    except NonFiniteLossError as error:
         _stop(str(error), 1)
     except OSError as error:
         _stop(f"cannot write the run: {error.strerror or error} ({error.filename or 'runs folder'})", 1)
@@ -91,7 +91,7 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
     """Trains, evaluates, reports; returns the run folder.
 
     Raises:
-      BadOptions: options that do not fit together, before anything compiles.
+      OptionsError: options that do not fit together, before anything compiles.
     """
     plan = make_plan(experiment, config)
     seeds = list(range(config.seed, config.seed + config.num_seeds))
@@ -105,8 +105,15 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
         rows = folder.read_metrics(run_dir)
         findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch))
         results = make_results(experiment.name, config.preset, plan, seeds, watch, findings)
-        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, console)
+        command = shell_command(f"make train EXPERIMENT={experiment.name}", experiment, config)
+        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console)
     return run_dir
+
+
+def shell_command(make: str, experiment: Experiment, config: RunOptions) -> str:
+    """What to type to get this run again."""
+    arguments = as_arguments(experiment.presets[config.preset], config)
+    return f"{make} PRESET={config.preset}" + (f" ARGS='{arguments}'" if arguments else "")
 
 
 @contextmanager
@@ -136,7 +143,7 @@ def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
     """Builds environment, method and schedule.
 
     Raises:
-      BadOptions: options that do not fit together.
+      OptionsError: options that do not fit together.
     """
     try:
         env_spec, method_spec = experiment.env(config), experiment.method(config)
@@ -146,7 +153,7 @@ def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
         check_rows("batch_size", method_spec.options.batch_size)
         score = experiment.score(env, config, QUICK_TASKS)
     except ValueError as error:
-        raise BadOptions(str(error)) from None
+        raise OptionsError(str(error)) from None
     return Plan(env_spec, method_spec, env, method, schedule, partial(_mean_score, experiment.metric, score))
 
 
@@ -169,8 +176,8 @@ def train_plan(
         return training(
             run_dir, config, plan.method, keys, plan.schedule, batch_size, watch, console, plan.in_training, **more
         )
-    except NonFiniteLoss as error:
-        raise NonFiniteLoss(
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(
             f"{error}; the checkpoints before it are in {shown(run_dir / folder.CHECKPOINTS)}"
         ) from None
 
@@ -227,7 +234,7 @@ def open_folder(name: str, config: RunOptions, described: dict[str, Any], consol
     return run_dir
 
 
-def write_up(run_dir, results, findings: Findings, metric: str, options, rows, console: Console) -> None:
+def write_up(run_dir, results, findings: Findings, metric: str, options, rows, command: str, console: Console) -> None:
     """Writes results, figures and the report, and prints the tables."""
     for name, figure, _ in findings.figures:
         report.save_figure(figure, run_dir, name)
@@ -238,7 +245,7 @@ def write_up(run_dir, results, findings: Findings, metric: str, options, rows, c
         figures=[(f"figures/{name}.png", caption) for name, _, caption in findings.figures],
         metrics={name: float(np.mean(value)) for name, value in rows[-1].items()},
         config=options,
-        command=f"python -m experiments.{results['experiment']} --preset {results['preset']}",
+        command=command,
         **about,
     )
     report.print_tables([report.final_table(findings.agents, **about), *report.condition_tables(findings.conditions)])

@@ -15,7 +15,7 @@ FIELDS = ("experiment", "env", "method", "seeds", "options")
 """What `config.json` holds."""
 
 
-class NotARun(Exception):
+class NotARunError(Exception):
     """A path that holds no run; the message says what is missing."""
 
 
@@ -50,11 +50,11 @@ def find(path: str | Path, experiment: str | None = None, runs_dir: Path = Path(
     """The run folder that `path` means: itself, or the newest of `experiment` for "latest".
 
     Raises:
-      NotARun: there is none.
+      NotARunError: there is none.
     """
     run_dir = runs_dir / experiment / "latest" if path == "latest" and experiment else Path(path)
     if not (run_dir / CONFIG).is_file():
-        raise NotARun(f"{run_dir} is not a run folder: it holds no {CONFIG}")
+        raise NotARunError(f"{run_dir} is not a run folder: it holds no {CONFIG}")
     return run_dir.resolve()
 
 
@@ -62,15 +62,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """The `config.json` of a run.
 
     Raises:
-      NotARun: it is missing, no JSON, or not what a run writes.
+      NotARunError: it is missing, no JSON, or not what a run writes.
     """
     try:
         config = json.loads((run_dir / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise NotARun(f"{run_dir} is not a run folder: {CONFIG} cannot be read ({error})") from None
+        raise NotARunError(f"{run_dir} is not a run folder: {CONFIG} cannot be read ({error})") from None
     missing = [name for name in FIELDS if not isinstance(config, dict) or name not in config]
     if missing:
-        raise NotARun(f"{run_dir} is not a run folder: {CONFIG} lacks {', '.join(missing)}")
+        raise NotARunError(f"{run_dir} is not a run folder: {CONFIG} lacks {', '.join(missing)}")
     return config
 
 

@@ -29,7 +29,7 @@ def load(run_dir: str | Path, seed: int = 0) -> Loaded:
       run_dir: as a run left it, e.g. "runs/dpt_bandit/latest".
       seed: which of the run's seeds, counted from 0.
     Raises:
-      NotARun: `run_dir` is not a run folder.
+      NotARunError: `run_dir` is not a run folder.
       CheckpointError: it holds no checkpoint that is whole.
       ValueError: no such seed.
     """

@@ -1,6 +1,7 @@
 """The options every experiment has, and how a command line becomes a checked configuration."""
 
 import argparse
+import ast
 import dataclasses
 import importlib.util
 import sys
@@ -53,7 +54,7 @@ class RunOptions:
 Config = TypeVar("Config", bound=RunOptions)
 
 
-class BadOptions(Exception):
+class OptionsError(Exception):
     """Options that were refused; the message names them."""
 
 
@@ -65,7 +66,7 @@ def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str
       presets: the configuration of each.
       doc: what `--help` says first.
     Raises:
-      BadOptions: a value that is refused, an unknown preset, no run to resume, or options that differ from its own.
+      OptionsError: a value that is refused, an unknown preset, no run to resume, or options that differ from its own.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -74,14 +75,17 @@ def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str
     seen, _ = first_look.parse_known_args(argv)
     preset = seen.preset or "cpu"
     if preset not in presets:
-        raise BadOptions(f"preset={preset!r}: must be one of {', '.join(presets)}")
-    default, saved = presets[preset], None
+        raise OptionsError(f"preset={preset!r}: must be one of {', '.join(presets)}")
+    default: Any = presets[preset]
+    saved = None
     try:
         if seen.resume is not None:
             run_dir = folder.find(seen.resume, name, Path(seen.runs_dir or default.runs_dir))
             saved = folder.read_config(run_dir)
             if saved["experiment"] != name:
-                raise BadOptions(f"resume={seen.resume!r}: {run_dir} is a run of {saved['experiment']}, not of {name}")
+                raise OptionsError(
+                    f"resume={seen.resume!r}: {run_dir} is a run of {saved['experiment']}, not of {name}"
+                )
             default = from_dict(type(default), saved["options"])
         config = tyro.cli(
             type(default),
@@ -91,14 +95,31 @@ def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str
             args=argv,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (ValueError, folder.NotARun) as error:
-        raise BadOptions(str(error)) from None
+    except (ValueError, folder.NotARunError) as error:
+        raise OptionsError(str(error)) from None
     if saved is not None:
         _check_same(saved["options"], dataclasses.asdict(config), seen.resume)
     return config
 
 
-def _check_same(saved: dict[str, Any], given: dict[str, Any], resume: str) -> None:
-    kept = [{name: value for name, value in side.items() if name not in FREE_ON_RESUME} for side in (saved, given)]
-    if found := differences(*kept):
-        raise BadOptions(f"resume={resume!r}: the run was started with other options: {'; '.join(found)}")
+def as_arguments(preset: RunOptions, config: RunOptions) -> str:
+    """What to type after a preset to get this configuration, "" for the preset itself."""
+    given = []
+    for line in differences(dataclasses.asdict(preset), dataclasses.asdict(config)):
+        option, value = line.split(": ", 1)
+        name, value = option.split(".")[-1], ast.literal_eval(value.split(" -> ")[1])
+        if name in ("resume", "runs_dir"):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            given.append(" ".join([f"--{flag}", *map(str, values)]))
+    return " ".join(given)
+
+
+def _check_same(saved: dict[str, Any], given: dict[str, Any], resume: str | None) -> None:
+    saved, given = ({name: side[name] for name in side.keys() - set(FREE_ON_RESUME)} for side in (saved, given))
+    if found := differences(saved, given):
+        raise OptionsError(f"resume={resume!r}: the run was started with other options: {'; '.join(found)}")

@@ -77,7 +77,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str 
 def _from_plain(hint: Any, value: Any) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
-        return from_dict(next(option for option in options if dataclasses.is_dataclass(option)), value)
+        return from_dict(next(x for x in options if isinstance(x, type) and dataclasses.is_dataclass(x)), value)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -20,10 +20,11 @@ from icrl_jax.run.experiment import (
     open_folder,
     resumable,
     seed_keys,
+    shell_command,
     train_plan,
     write_up,
 )
-from icrl_jax.run.options import BadOptions, RunOptions
+from icrl_jax.run.options import OptionsError, RunOptions
 from icrl_jax.run.spec import to_json
 from icrl_jax.run.training import Stopwatch
 
@@ -47,7 +48,7 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
     Args:
       experiment: from `as_sweep`.
     Raises:
-      BadOptions: options that do not fit together, before anything compiles.
+      OptionsError: options that do not fit together, before anything compiles.
     """
     plan = make_plan(experiment, config)
     rates: tuple[float, ...] = getattr(config, "learning_rates")  # noqa: B009  a field that `as_sweep` adds
@@ -55,9 +56,9 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
         for rate in rates:
             check_hparams({"learning_rate": rate})
     except ValueError as error:
-        raise BadOptions(str(error)) from None
+        raise OptionsError(str(error)) from None
     if not rates:
-        raise BadOptions("learning_rates=(): must hold at least one")
+        raise OptionsError("learning_rates=(): must hold at least one")
     seeds = list(range(config.seed, config.seed + config.num_seeds))
     grid = list(itertools.product(rates, seeds))
     described: dict[str, Any] = {"experiment": experiment.name, **to_json(plan.env_spec, plan.method_spec)}
@@ -66,7 +67,8 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
     watch = Stopwatch()
     hparams = {"learning_rate": jnp.asarray([rate for rate, _ in grid], jnp.float32)}
     keys = seed_keys(described["seeds"])
-    with resumable(f"make sweep EXPERIMENT={experiment.name.removeprefix('sweep_')}", run_dir, config, console):
+    make = f"make sweep EXPERIMENT={experiment.name.removeprefix('sweep_')}"
+    with resumable(make, run_dir, config, console):
         state = train_plan(plan, run_dir, config, keys, watch, console, hparams=hparams, stop_nonfinite=False)
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         score = experiment.score(plan.env, config, config.eval_tasks)
@@ -87,4 +89,5 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
     findings = Findings(agents, {}, {}, [("sweep", figure, "Every learning rate with every seed.")], None, {})
     results = make_results(experiment.name, config.preset, plan, described["seeds"], watch, findings)
     rows = folder.read_metrics(run_dir)
-    write_up(run_dir, results, findings, experiment.metric, described["options"], rows, console)
+    command = shell_command(make, experiment, config)
+    write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console)

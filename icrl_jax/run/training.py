@@ -63,7 +63,7 @@ def training(
 
     Raises:
       Interrupted: on SIGINT or SIGTERM, once the chunk in flight is finished and saved.
-      NonFiniteLoss: a loss was not finite; the checkpoints before it are kept.
+      NonFiniteLossError: a loss was not finite; the checkpoints before it are kept.
       CheckpointError: there are checkpoints, but none fits.
       OSError: the run folder cannot be written.
     """
@@ -97,7 +97,7 @@ def training(
         if stopping and done < schedule.num_chunks:
             raise Interrupted(stopping[0])
 
-    callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule), progress, save]
+    callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule, len(keys)), progress, save]
     with watch.time("train"), _catch_signals(stopping, console), progress:
         resumed = {"first": first, "state": state, "chunk": chunk}
         return fit(keys, method, schedule, callbacks=callbacks, stop_nonfinite=stop_nonfinite, **resumed)
@@ -144,12 +144,12 @@ def _on_signals(handler) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule) -> list:
+def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_runs: int) -> list:
     if not options.tensorboard:
         return []
     from tensorboardX import SummaryWriter
 
-    writers = [SummaryWriter(os.fspath(run_dir / "tensorboard" / f"seed_{s}")) for s in range(options.num_seeds)]
+    writers = [SummaryWriter(os.fspath(run_dir / "tensorboard" / f"seed_{s}")) for s in range(num_runs)]
 
     def write(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
         for s, writer in enumerate(writers):

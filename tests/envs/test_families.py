@@ -91,6 +91,16 @@ def test_train_and_test_tasks_are_disjoint(env, getkey):
     assert train and test and not train & test
 
 
+def test_sampled_tasks_are_those_of_the_keys_one_by_one(env, getkey):
+    key, draw = getkey(), on_host(env.sample_task, static_argnums=1)
+    sample = on_host(icrl_envs.sample_tasks, static_argnums=(0, 2, 3))
+    for split in ("train", "test"):
+        one_by_one = [draw(k, split) for k in jax.random.split(key, B)]
+        expected = jax.tree.map(lambda *x: np.stack(x), *one_by_one)
+        chex.assert_trees_all_close(sample(env, key, B, split), expected, rtol=1e-6)
+    chex.assert_trees_all_close(sample(env, key, B), expected, rtol=1e-6)  # held out unless told
+
+
 def _rows(task):
     """What of a batch of tasks tells them apart, one row a task."""
     changing = [np.asarray(x).reshape(len(x), -1) for x in jax.tree.leaves(task)]

@@ -1,5 +1,6 @@
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import tiny
 
 from icrl_jax.core import SEED_AXES
-from icrl_jax.methods.supervised import OptimConfig, check_hparams, make_schedule, supervised
+from icrl_jax.methods.dpt import dpt
+from icrl_jax.methods.supervised import OptimConfig, check_hparams, make_schedule, rows_at_once, supervised
 from icrl_jax.train import Schedule, fit, train
 
 SEEN, BATCH = 7, 3  # samples, and how many a batch; the seventh of an epoch is left out
@@ -31,6 +33,7 @@ def spy(num_samples=6, batch_size=BATCH):
         optim=OptimConfig(),
         num_updates=12,
         batch_size=batch_size,
+        tokens_per_row=1,
         data=lambda: jnp.arange(num_samples),
         num_samples=num_samples,
     )
@@ -133,6 +136,35 @@ def test_gradients_are_clipped_but_logged_as_they_were():
 def adam_of(state):
     (adam,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "nu")) if hasattr(x, "nu")]
     return adam
+
+
+@pytest.fixture(scope="module")
+def updated():
+    """One update of a DPT whose 12 rows of 8 tokens are all in one group: the state before, that after, its log."""
+    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=12))
+    state = method.init(jax.random.key(0))
+    return state, *jax.device_get(jax.jit(method.update)(state, jax.random.key(1)))
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(8, 1), (31, 3), (63, 6)])
+def test_the_gradient_over_groups_of_rows_is_that_of_the_whole_batch(tokens, rows, updated, monkeypatch):
+    state, expected, expected_log = updated
+    assert rows_at_once(12, 8) == 12
+    monkeypatch.setitem(rows_at_once.__globals__, "TOKENS_IN_CACHE", tokens)
+    assert rows_at_once(12, 8) == rows
+    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=12))
+    after, log = jax.device_get(jax.jit(method.update)(state, jax.random.key(1)))
+    chex.assert_trees_all_close(log, expected_log, rtol=1e-5)
+    for gradient, whole in zip(*(jax.tree.leaves(adam_of(s).mu) for s in (after, expected)), strict=True):
+        np.testing.assert_allclose(gradient, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
+        assert np.abs(whole).max() > 0
+
+
+def test_rows_are_gathered_by_what_a_core_caches_and_only_on_cpu(monkeypatch):
+    assert [rows_at_once(64, tokens) for tokens in (1, 101, 501, 5000)] == [64, 8, 2, 1]
+    assert rows_at_once(7, 200) == 1  # of the divisors 1 and 7
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert rows_at_once(64, 5000) == 64
 
 
 @pytest.mark.parametrize(

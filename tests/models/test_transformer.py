@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from functools import partial
 
@@ -44,8 +45,9 @@ def used_carry(model, T=13):
     return scan_step(model, model.init_carry(B), *make_inputs(T, seed=2))[0]
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("T", [3, 13])
+@pytest.mark.parametrize(
+    ("positions", "T"), [*itertools.product(POSITIONS, [3, 13]), ("learned", 1), ("learned", C), ("rotary", 1)]
+)
 def test_step_matches_call(positions, T):
     """From a used carry and from nothing, for T below, at and above C; and the carries agree."""
     model = make_model(positions)
@@ -100,7 +102,7 @@ def test_peek_matches_discarded_step(positions):
     np.testing.assert_allclose(peeked, jnp.stack(stepped, axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_branch_matches_separate_steps(positions):
     """More steps on the branches than the cache is long, with resets; then a peek from there."""
     model, n, depth = make_model(positions), 3, 7

@@ -13,7 +13,7 @@ from icrl_jax import statistics
 from icrl_jax.run import Findings, main
 
 SIZES = "--num-arms 3 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 --eval-tasks 11"
-OPTIONS = [*SIZES.split(), *"--num-updates 12 --num-chunks 6 --num-seeds 2".split()]
+OPTIONS = [*SIZES.split(), *["--num-updates", "12", "--num-chunks", "6", "--num-seeds", "2"]]
 
 
 def findings(trained):

@@ -17,8 +17,10 @@ from icrl_jax.methods.dpt import DPTConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import EnvSpec, MethodSpec, load
-from icrl_jax.run.folder import NotARun
+from icrl_jax.run.folder import NotARunError
+from icrl_jax.run.options import as_arguments, parse
 from icrl_jax.run.spec import differences, from_dict, from_json, to_json
+from icrl_jax.run.sweep import as_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ CONFIGS = [
 def test_a_folder_whose_config_is_not_one_is_refused(content, message, tmp_path, capsys):
     (tmp_path / "config.json").write_text(content)
     assert message in refused(capsys, "--resume", tmp_path, folder=tmp_path)
-    with pytest.raises(NotARun, match=f"{tmp_path} is not a run folder: {message}"):
+    with pytest.raises(NotARunError, match=f"{tmp_path} is not a run folder: {message}"):
         load(tmp_path)
 
 
@@ -126,6 +128,22 @@ def test_differences_are_named_leaf_by_leaf():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}, "e": None}, {"a": 1, "b": {"c": 2, "d": 4}, "f": "x"}
     assert differences(old, new) == ["b.d: 3 -> 4", "f: None -> 'x'"]
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "--seed 3 --learning-rate 0.0001 --width 16",
+        "--clip None --num-tasks 101 --shuffle --no-train-empty --learning-rates 0.1 0.003",
+    ],
+)
+def test_the_command_that_a_report_shows_gives_the_same_configuration(typed):
+    experiment = as_sweep(small.EXPERIMENT, (1e-3,), 2)
+    config = parse(experiment.name, experiment.presets, "", typed.split())
+    again = as_arguments(experiment.presets["cpu"], config)
+    assert sorted(again.split()) == sorted(typed.split())
+    assert parse(experiment.name, experiment.presets, "", again.split()) == config
 
 
 def test_paper_presets_build():

@@ -26,7 +26,10 @@ ROOT = Path(dpt_bandit.__file__).parents[1]
 def finished(tmp_path_factory):
     """The command of the README, two seeds, from another process; (folder, what it printed)."""
     runs = tmp_path_factory.mktemp("runs")
-    options = [*SIZES.split(), *"--num-updates 12 --num-chunks 6 --num-seeds 2 --seed 5 --tensorboard".split()]
+    options = [
+        *SIZES.split(),
+        *["--num-updates", "12", "--num-chunks", "6", "--num-seeds", "2", "--seed", "5", "--tensorboard"],
+    ]
     command = [sys.executable, "-m", "experiments.dpt_bandit", *options, "--runs-dir", str(runs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stderr[-3000:]
