@@ -41,8 +41,8 @@ help:
 	@echo "python -m experiments.<name> --help lists the options of an experiment."
 
 train: venv
-	@test -f experiments/$(EXPERIMENT).py || { echo "There is no experiment '$(EXPERIMENT)'. There are:" \
-	  $$(ls experiments 2>/dev/null | sed -n '/^_/d; s/\.py$$//p'); exit 2; } >&2
+	@case "$(EXPERIMENT)" in _*|sweep) false;; *) test -f experiments/$(EXPERIMENT).py;; esac || { echo "There is no experiment '$(EXPERIMENT)'. There are:" \
+	  $$(ls experiments 2>/dev/null | sed -n '/^_/d; /^sweep/d; s/\.py$$//p'); exit 2; } >&2
 	@$(CPU_DEVICES); $(TRAIN)
 
 sweep: venv

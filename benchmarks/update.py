@@ -42,7 +42,7 @@ def config(width: int, num_layers: int, num_heads: int, horizon: int, clip: floa
 
 
 SIZES = {
-    "cpu preset": Size(config(64, 3, 4, horizon=100, clip=1.0)),
+    "cpu preset": Size(config(64, 3, 8, horizon=100, clip=1.0, batch_size=32)),
     "paper": Size(config(32, 4, 4, horizon=500, clip=None), updates=1, rounds=7),
 }
 QUICK = {"tiny": Size(config(8, 1, 2, horizon=5, clip=1.0, batch_size=4), 2, 1, product=64, compile_torch=False)}

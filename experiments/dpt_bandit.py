@@ -1,6 +1,6 @@
 """DPT on Gaussian bandits: a transformer that explores and exploits in context (Lee et al. 2023, section 5).
 
-make train                          about 3 minutes on two cores; regret 1.0x times Thompson sampling's
+make train                          three and a half minutes on two cores; regret 1.10 times Thompson sampling's
 make train PRESET=paper             the paper's setting, for one GPU: 10.31 against 9.20 after 500 steps
 """
 
@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bandits
+from experiments import _bandits as bandits
 from icrl_envs import BernoulliBandit, revealed
 from icrl_jax import agents
 from icrl_jax.data.behaviours import mixture
@@ -38,7 +38,7 @@ PRESETS = {
         dpt=DPTConfig(
             model=TransformerConfig(width=64, num_layers=3, num_heads=8, context_len=101, positions="none"),
             optim=OptimConfig(learning_rate=3e-3),
-            num_updates=3200,
+            num_updates=4000,
             batch_size=32,
             horizon=100,
         ),
@@ -48,7 +48,9 @@ PRESETS = {
         num_chunks=100,
         eval_tasks=200,
         dpt=DPTConfig(
-            model=TransformerConfig(width=32, num_layers=4, num_heads=4, context_len=501, positions="none"),
+            model=TransformerConfig(
+                width=32, num_layers=4, num_heads=4, context_len=501, positions="none", dtype="float32"
+            ),
             optim=OptimConfig(
                 learning_rate=1e-4, weight_decay=1e-4, schedule="constant", warmup=0.0, beta2=0.999, clip=None
             ),

@@ -1,7 +1,8 @@
 """DPT on linear bandits: it finds the features that its data source did not know (Lee et al. 2023, section 5).
 
-make train EXPERIMENT=dpt_linear_bandit                 about 4 minutes on two cores
-make train EXPERIMENT=dpt_linear_bandit PRESET=paper    the paper's setting, for one GPU: 4.96 after 199 steps,
+make train EXPERIMENT=dpt_linear_bandit                 3 minutes on two cores: regret 5.6, LinUCB 3.4, source 14.1
+make train EXPERIMENT=dpt_linear_bandit PRESET=paper    the paper's setting, for one GPU: 4.96 after 199 steps
+                                                            (the curve in results.json; a run goes to 200),
                                                         LinUCB 3.91, Thompson sampling without features 18.3
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from experiments import bandits
+from experiments import _bandits as bandits
 from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.methods.dpt import DPTConfig, make_behaviour
@@ -50,7 +51,9 @@ PRESETS = {
         num_chunks=200,
         eval_tasks=200,
         dpt=DPTConfig(
-            model=TransformerConfig(width=32, num_layers=4, num_heads=4, context_len=201, positions="none"),
+            model=TransformerConfig(
+                width=32, num_layers=4, num_heads=4, context_len=201, positions="none", dtype="float32"
+            ),
             optim=OptimConfig(
                 learning_rate=1e-4, weight_decay=1e-4, schedule="constant", warmup=0.0, beta2=0.999, clip=None
             ),

@@ -20,7 +20,7 @@ def main() -> None:
     seen, argv = first_look.parse_known_args(sys.argv[1:])
     experiment = as_sweep(find(seen.experiment), learning_rates=(1e-3, 3e-3, 1e-2), num_seeds=2)
     with guarded() as console:
-        sweep(experiment, parse(experiment.name, experiment.presets, __doc__ or "", argv), console)
+        sweep(experiment, parse(experiment.name, experiment.presets, __doc__ or "", argv, "sweep"), console)
 
 
 def find(name: str):

@@ -65,8 +65,8 @@ class Method(NamedTuple):
     agent: Callable[..., Agent]  # (params, context=None, online=True, greedy=None) -> Agent
 
 
-SEED_AXES = TrainState(params=0, opt_state=0, extra=0, data=None, step=0)  # type: ignore[arg-type]
-"""`vmap` axes of a `TrainState` whose seeds are stacked on axis 0 and share their data."""
+SEED_AXES = TrainState(params=0, opt_state=0, extra=0, data=None, step=None)  # type: ignore[arg-type]
+"""`vmap` axes of a `TrainState` whose seeds are stacked on axis 0 and share their data and their count of updates."""
 
 
 def partial(function: Callable, /, *args: Tree, **kwargs: Tree) -> Partial:

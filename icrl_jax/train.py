@@ -99,7 +99,7 @@ def init_seeds(keys: Array, method: Method, hparams: dict | None = None) -> Trai
 def abstract_seeds(method: Method, num_seeds: int) -> TrainState:
     """The shapes of what `init_seeds` makes, nothing built and nothing compiled; without the data."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_seeds))
-    return jax.eval_shape(jax.vmap(lambda key: init(key, method)._replace(data=None)), keys)
+    return jax.eval_shape(jax.vmap(lambda key: init(key, method)._replace(data=None), out_axes=SEED_AXES), keys)
 
 
 def compile_chunk(
@@ -125,11 +125,11 @@ def over_seeds(function: Callable) -> Callable:
 
     def in_turn(state: TrainState, keys: Array, i: Array):
         def one(seed):
-            new, log = function(seed[0]._replace(data=state.data), seed[1], i)
+            new, log = function(seed[0]._replace(data=state.data, step=state.step), seed[1], i)
             return new._replace(data=None), log
 
-        new, logs = jax.lax.map(one, (state._replace(data=None), keys))
-        return new._replace(data=state.data), logs
+        new, logs = jax.lax.map(one, (state._replace(data=None, step=None), keys))
+        return new._replace(data=state.data, step=new.step[0]), logs
 
     return in_turn
 
@@ -168,7 +168,7 @@ def fit(
         for seed in np.flatnonzero(bad >= 0) if stop_nonfinite else ():
             update = i * schedule.updates_per_chunk + int(bad[seed]) + 1
             raise NonFiniteLossError(
-                f"the loss or the parameters of seed number {seed} are not finite at update {update}"
+                f"the loss or the parameters of run {seed} (counted from 0) are not finite at update {update}"
             )
         for callback in callbacks:
             callback(i + 1, log, state)

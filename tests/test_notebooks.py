@@ -12,7 +12,7 @@ from icrl_jax.run import EnvSpec
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SMALLER = {  # what the test runs instead, so as not to train for half a minute
     "num_updates = 1500": "num_updates = 30",
-    "jax.random.split(jax.random.key(1), 500)": "jax.random.split(jax.random.key(1), 20)",
+    "sample_tasks(loaded.env, jax.random.key(1), 500)": "sample_tasks(loaded.env, jax.random.key(1), 20)",
 }
 FIGURES = {"bandits": 4}
 

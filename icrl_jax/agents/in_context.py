@@ -10,6 +10,9 @@ from icrl_jax.core import Agent, Array, TimeStep, Tree
 def in_context(policy: Tree, greedy: bool = False) -> Agent:
     """Acts by a model with `step(carry, timestep[B]) -> (carry, logits[B, A])`, reading each input once.
 
+    It sees the last `context_len` inputs of a sequence. In longer ones than it was trained on, the query has left its
+    sight and learned positions stay at their last: what it then does, nothing has taught it.
+
     Args:
       policy: the model, a pytree (`icrl_jax.models.policy.Policy`).
       greedy: takes the likeliest action instead of sampling from the softmax.

@@ -138,24 +138,29 @@ blocked_attention.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _fused_attention(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, start_BT: Array) -> Array:
-    """JAX's own attention, through cuDNN where it takes these dtypes and shapes.
+    """JAX's own attention, through cuDNN in half precision, which wants even lengths: a last row and key are added.
 
     Both mask by adding to the scores, so nothing that is not finite may go in; what it spoils is marked afterwards.
     """
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
     half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-    cudnn = jax.default_backend() == "gpu" and half and T % 2 == S % 2 == 0 and K % 8 == 0 and K <= 128
+    cudnn = jax.default_backend() == "gpu" and half and K % 8 == 0 and K <= 128
     visible_BTS = _visible(start_BT, slice(0, T), slice(0, S), S)
+    visible_BTS = jnp.pad(visible_BTS, ((0, 0), (0, T % 2), (0, S % 2))).at[:, T:, 0].set(True)  # no row sees nothing
     o_BTHK = jax.nn.dot_product_attention(
-        *map(_finite_part, (q_BTHK, k_BSHK, v_BSHK)),
+        *(_even_length(_finite_part(x)) for x in (q_BTHK, k_BSHK, v_BSHK)),
         mask=visible_BTS[:, None],
         implementation="cudnn" if cudnn else "xla",
-    )
+    )[:, :T]
     finite_BT = jnp.isfinite(q_BTHK).all(axis=(2, 3))
     finite_BS = (jnp.isfinite(k_BSHK) & jnp.isfinite(v_BSHK)).all(axis=(2, 3))
     last_bad_BS = lax.cummax(jnp.where(finite_BS, -1, jnp.arange(S, dtype=jnp.int32)[None]), axis=1)
     healthy_BT = finite_BT & (last_bad_BS[:, S - T :] < start_BT)
     return jnp.where(healthy_BT[..., None, None], o_BTHK, jnp.nan)
+
+
+def _even_length(x_BTHK: Array) -> Array:
+    return jnp.pad(x_BTHK, ((0, 0), (0, x_BTHK.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _blocks(T: int, S: int, window: int | None) -> Iterator[tuple[slice, slice]]:

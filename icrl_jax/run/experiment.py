@@ -177,9 +177,13 @@ def train_plan(
             run_dir, config, plan.method, keys, plan.schedule, batch_size, watch, console, plan.in_training, **more
         )
     except NonFiniteLossError as error:
-        raise NonFiniteLossError(
-            f"{error}; the checkpoints before it are in {shown(run_dir / folder.CHECKPOINTS)}"
-        ) from None
+        saved = run_dir / folder.CHECKPOINTS
+        kept = (
+            f"the checkpoints before it are in {shown(saved)}"
+            if saved.is_dir()
+            else "no checkpoint was saved before it"
+        )
+        raise NonFiniteLossError(f"{error}; {kept}") from None
 
 
 def make_results(
@@ -188,6 +192,7 @@ def make_results(
     """`results.json`."""
     options = plan.method_spec.options
     contexts = options.num_updates * options.batch_size * len(seeds)
+    collected = getattr(options, "num_tasks", None) or contexts  # fixed data are collected once
     return {
         "experiment": name,
         "preset": preset,
@@ -197,7 +202,7 @@ def make_results(
         "seeds": list(seeds),
         "status": "complete",
         "seconds": watch.seconds,
-        "env_steps": contexts * options.horizon,
+        "env_steps": collected * options.horizon,
         "tokens": contexts * (options.horizon + 1),
         **report.environment_facts(),
         "agents": findings.agents,
@@ -229,7 +234,8 @@ def open_folder(name: str, config: RunOptions, described: dict[str, Any], consol
         console.print(f"{name}, preset {config.preset}: {_devices()}; run folder {shown(run_dir)}")
     else:
         run_dir = folder.find(config.resume, name, Path(config.runs_dir))
-        folder.point_latest(run_dir)
+        if run_dir.parent.name == name:
+            folder.point_latest(run_dir)
         console.print(f"{name}: going on with {shown(run_dir)}; {_devices()}")
     return run_dir
 

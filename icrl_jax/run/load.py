@@ -37,7 +37,12 @@ def load(run_dir: str | Path, seed: int = 0) -> Loaded:
     config = folder.read_config(run_dir)
     if not 0 <= seed < len(config["seeds"]):
         raise ValueError(f"seed={seed}: {run_dir} has seeds 0 ..= {len(config['seeds']) - 1}")
-    env_spec, method_spec = from_json(config)
+    try:
+        env_spec, method_spec = from_json(config)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise folder.NotARunError(
+            f"{run_dir / folder.CONFIG} does not describe a run that can be built: {error}"
+        ) from None
     env = env_spec.build()
     method = method_spec.build(env)
     state = checkpoint.restore(run_dir / folder.CHECKPOINTS, abstract_seeds(method, len(config["seeds"]))).state

@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,13 +59,16 @@ class OptionsError(Exception):
     """Options that were refused; the message names them."""
 
 
-def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str] | None = None) -> Config:
+def parse(
+    name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str] | None = None, module: str | None = None
+) -> Config:
     """Reads the command line over the defaults of a preset, or over the options of the run to resume.
 
     Args:
       name: of the experiment, `experiments/<name>.py`.
       presets: the configuration of each.
       doc: what `--help` says first.
+      module: the script, where it has another name.
     Raises:
       OptionsError: a value that is refused, an unknown preset, no run to resume, or options that differ from its own.
     """
@@ -89,7 +93,7 @@ def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str
             default = from_dict(type(default), saved["options"])
         config = tyro.cli(
             type(default),
-            prog=f"python -m experiments.{name}",
+            prog=f"python -m experiments.{module or name}",
             description=doc,
             default=default,
             args=argv,
@@ -98,7 +102,7 @@ def parse(name: str, presets: Mapping[str, Config], doc: str, argv: Sequence[str
     except (ValueError, folder.NotARunError) as error:
         raise OptionsError(str(error)) from None
     if saved is not None:
-        _check_same(saved["options"], dataclasses.asdict(config), seen.resume)
+        _check_same(saved["options"], json.loads(json.dumps(dataclasses.asdict(config))), seen.resume)
     return config
 
 

@@ -79,6 +79,8 @@ def training(
                 raise checkpoint.CheckpointError(f"{directory} was trained on other data than was built now")
             first, state = saved.step, saved.state._replace(data=state.data)
         folder.cut_metrics(run_dir, first)
+        earlier = sum(row["seconds"] for row in folder.read_metrics(run_dir)[-1:])
+        watch.seconds["train"] += earlier
         if first == schedule.num_chunks:
             return state
         with console.status("compiling the training loop"):
@@ -88,7 +90,7 @@ def training(
     stopping: list[int] = []
 
     def log_metrics(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
-        row = {"chunk": done, "update": done * schedule.updates_per_chunk, "seconds": progress.elapsed}
+        row = {"chunk": done, "update": done * schedule.updates_per_chunk, "seconds": earlier + progress.elapsed}
         folder.append_metrics(run_dir, row | {name: np.asarray(value).tolist() for name, value in log.items()})
 
     def save(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:

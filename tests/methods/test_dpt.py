@@ -213,7 +213,8 @@ def collected(monkeypatch, config, key):
     """The examples that a batch of rows 0 ..= 10 is made of."""
     parts = {}
     with monkeypatch.context() as patch:
-        patch.setattr("icrl_jax.methods.dpt.supervised", lambda *args, **kwargs: parts.update(kwargs, collect=args[1]))
+        keep = lambda *args, **kwargs: parts.update(kwargs, collect=args[1])
+        patch.setitem(dpt.__globals__, "supervised", keep)
         dpt(ENV, config)
     rows = Row(jnp.arange(11), jax.random.split(key, 11))
     return jax.device_get(jax.jit(jax.vmap(parts["collect"], in_axes=(None, 0)))(parts["data"](), rows))

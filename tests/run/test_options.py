@@ -144,11 +144,3 @@ def test_the_command_that_a_report_shows_gives_the_same_configuration(typed):
     again = as_arguments(experiment.presets["cpu"], config)
     assert sorted(again.split()) == sorted(typed.split())
     assert parse(experiment.name, experiment.presets, "", again.split()) == config
-
-
-def test_paper_presets_build():
-    from icrl_jax.run.experiment import make_plan
-
-    for config in small.dpt_bandit.PRESETS.values():
-        plan = make_plan(small.dpt_bandit.EXPERIMENT, config)
-        assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == config.dpt.num_updates

@@ -14,7 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from small import SIZES
 
-from experiments import bandits, dpt_bandit
+from experiments import _bandits as bandits
+from experiments import dpt_bandit
 from icrl_jax import checkpoint, report
 from icrl_jax.evaluate import evaluate
 from icrl_jax.run import load

@@ -22,6 +22,7 @@ from small import assert_same_run, metrics, refused, run
 
 from icrl_jax import checkpoint
 from icrl_jax.checkpoint import DamagedCheckpoint
+from icrl_jax.methods.dpt import dpt
 from icrl_jax.run import folder as run_folder
 
 
@@ -168,7 +169,7 @@ def test_other_data_than_the_checkpoint_saw_are_refused_on_resume_but_not_by_loa
 
     run_dir = run("--num-tasks", 13, folder=tmp_path)
     before = load(run_dir, seed=1)
-    monkeypatch.setattr("icrl_jax.methods.dpt.DATA_SEED", 4)
+    monkeypatch.setitem(dpt.__globals__, "DATA_SEED", 4)
     said = refused(capsys, "--resume", run_dir, folder=tmp_path)
     assert "was trained on other data than was built now" in said
     after = load(run_dir, seed=1)

@@ -1,0 +1,36 @@
+"""Every experiment: its presets build, and a few steps of it leave whole results."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from icrl_jax.report import read_results
+from icrl_jax.run.experiment import make_plan, run
+from icrl_jax.run.options import parse
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("_") and p.stem != "sweep")
+EXPERIMENTS = {name: importlib.import_module(f"experiments.{name}").EXPERIMENT for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_build(name):
+    for config in EXPERIMENTS[name].presets.values():
+        plan = make_plan(EXPERIMENTS[name], config)
+        assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
+        assert plan.method_spec.options.num_updates >= 1000
+
+
+def test_linear_bandit_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dpt_linear_bandit"]
+    sizes = (
+        "--num-arms 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 --eval-tasks 11"
+    )
+    argv = [*sizes.split(), "--num-updates", "6", "--num-chunks", "3", "--runs-dir", str(tmp_path)]
+    run_dir = run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True))
+    results = read_results(run_dir)
+    assert {"dpt", "linucb", "thompson_linear", "source", "random", "oracle"} == set(results["agents"])
+    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0
+    assert results["env_steps"] == 6 * 4 * 7
