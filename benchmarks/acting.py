@@ -22,7 +22,7 @@ from icrl_jax.parallel import over_rows, pad_rows
 class Size(NamedTuple):
     """The DPT paper's bandit evaluation."""
 
-    model: TransformerConfig = TransformerConfig(32, 4, 4, context_len=501, positions="none")
+    model: TransformerConfig = TransformerConfig(32, 4, 4, context_len=501, positions="none", dtype="float32")
     num_tasks: int = 200
     num_steps: int = 500
     lengths: int = 8  # context lengths at which recomputing is timed

@@ -34,16 +34,16 @@ class Size(NamedTuple):
     compile_torch: bool = True
 
 
-def config(width: int, num_layers: int, num_heads: int, horizon: int, clip: float | None, batch_size: int = 64):
+def config(width, num_layers, num_heads, horizon: int, clip: float | None, batch_size: int = 64, dtype="auto"):
     """DPT on an endless stream of tasks, at a constant learning rate."""
-    model = TransformerConfig(width, num_layers, num_heads, context_len=horizon + 1, positions="none")
+    model = TransformerConfig(width, num_layers, num_heads, context_len=horizon + 1, positions="none", dtype=dtype)
     optim = OptimConfig(learning_rate=1e-4, schedule="constant", warmup=0.0, clip=clip)
     return DPTConfig(model, optim, horizon=horizon, batch_size=batch_size)
 
 
 SIZES = {
     "cpu preset": Size(config(64, 3, 8, horizon=100, clip=1.0, batch_size=32)),
-    "paper": Size(config(32, 4, 4, horizon=500, clip=None), updates=1, rounds=7),
+    "paper": Size(config(32, 4, 4, horizon=500, clip=None, dtype="float32"), updates=1, rounds=7),
 }
 QUICK = {"tiny": Size(config(8, 1, 2, horizon=5, clip=1.0, batch_size=4), 2, 1, product=64, compile_torch=False)}
 

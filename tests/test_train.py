@@ -192,7 +192,7 @@ def test_a_nonfinite_loss_stops_training_and_names_update_and_seed():
     rates, logs = [0.1, 1e19, 0.1], []  # squares of 1e19 overflow: the second loss is infinite
     method, state = diverging(rates)
     schedule = Schedule(5, 1)
-    with pytest.raises(NonFiniteLossError, match=r"seed number 1 .* at update 2$"):
+    with pytest.raises(NonFiniteLossError, match=r"run 1 .* at update 2$"):
         fit(KEYS, method, schedule, None, [logged(logs)], state=state)
     assert [done for done, _ in logs] == [1]  # no callback saw the bad chunk
     _, state = diverging(rates)
@@ -204,7 +204,7 @@ def test_parameters_that_are_not_finite_stop_training_before_a_loss_shows_it():
     """Or else the last checkpoint would hold them, and nothing good would be left."""
     method, state = diverging([0.1, 0.1, np.inf])
     logs = []
-    with pytest.raises(NonFiniteLossError, match=r"seed number 2 .* at update 1$"):
+    with pytest.raises(NonFiniteLossError, match=r"run 2 .* at update 1$"):
         fit(KEYS, method, Schedule(5, 1), None, [logged(logs)], state=state)
     assert not logs
 

@@ -216,7 +216,7 @@ def test_a_nonfinite_loss_keeps_the_last_good_checkpoint_and_names_the_update(co
 
     monkeypatch.setattr(checkpoint, "restore", poisoned)
     said = refused(capsys, "--resume", copied, folder=copied.parent.parent, status=1)
-    message = "error: the loss or the parameters of seed number 0 are not finite at update "
+    message = "error: the loss or the parameters of run 0 (counted from 0) are not finite at update "
     assert said.startswith(message) and 9 <= int(said[len(message) :].split(";")[0]) <= 10
     assert said.endswith(f"the checkpoints before it are in {copied}/checkpoints")
     assert checkpoint.list_steps(copied / "checkpoints") == [2, 4]
