@@ -40,7 +40,7 @@ cache.mkdir(exist_ok=True)
     cold, warm, peak = compiling.child_rows((sys.executable, "-c", child), tmp_path)
     assert (cold.ours, cold.met) == ("40 s", False)
     assert (warm.ours, warm.met) == ("2 s", True)
-    assert peak.met
+    assert peak.ours.endswith(" GiB")  # whether it is met says nothing here: a child inherits the peak of its parent
     with pytest.raises(RuntimeError, match="FileExistsError"):
         compiling.run((sys.executable, "-c", child), tmp_path, "cold")
 
