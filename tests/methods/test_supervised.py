@@ -186,3 +186,17 @@ def test_unknown_hparams_and_batches_larger_than_the_data_are_refused():
         spy(SEEN, batch_size=11)
     with pytest.raises(ValueError, match="batch_size=0: must be at least 1"):
         spy(SEEN, batch_size=0)
+
+
+def test_seeds_under_vmap_draw_the_data_order_once_an_epoch_not_at_every_update():
+    """A batched count of updates would turn the `cond` into a select that sorts all samples every time."""
+    from icrl_jax.core import SEED_AXES
+    from icrl_jax.methods.supervised import _next_indices
+
+    def program(axis, step):
+        extra = {"key_order": jax.random.split(jax.random.key(0), 3), "order": jnp.zeros((3, 14), jnp.int32)}
+        draw = jax.vmap(lambda extra, step: _next_indices(extra, step, 14, 5), in_axes=(0, axis))
+        return str(jax.make_jaxpr(draw)(extra, step))
+
+    assert "cond[" in program(SEED_AXES.step, jnp.int32(0))
+    assert "cond[" not in program(0, jnp.zeros(3, jnp.int32))
