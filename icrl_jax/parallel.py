@@ -51,9 +51,22 @@ def mean_over_rows(function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tr
     return jax.shard_map(averaged, mesh=rows_mesh(), in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
 
-def pad_rows(tree: Tree) -> Tree:
-    """Repeats the first rows at the end until the devices divide their number evenly."""
-    multiple = jax.device_count()
+def in_groups(function: Callable[[Tree, Tree], Tree], size: int) -> Callable[[Tree, Tree], Tree]:
+    """Runs `function(shared, rows)` on `size` rows after another; `size` divides their number."""
+
+    def grouped(shared, rows):
+        if jax.tree.leaves(rows)[0].shape[0] == size:
+            return function(shared, rows)
+        groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
+        results = jax.lax.map(lambda group: function(shared, group), groups)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    return grouped
+
+
+def pad_rows(tree: Tree, group: int = 1) -> Tree:
+    """Repeats the first rows at the end until every device has as many, in whole groups."""
+    multiple = jax.device_count() * group
 
     def pad(x):
         return jnp.concatenate([x, x[jnp.arange(-x.shape[0] % multiple) % x.shape[0]]])

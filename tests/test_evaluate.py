@@ -1,5 +1,7 @@
 import functools
+import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,24 @@ def test_regret_equals_a_plain_loop(getkey):
         np.testing.assert_allclose(found.metrics["cumulative_regret"][b], total, rtol=1e-5)
         np.testing.assert_array_equal(found.record.transition.feedback[b], record.transition.feedback)
     assert set(found.metrics) == {"cumulative_regret"} and set(found.curves) == {"regret"}
+
+
+def test_tasks_run_in_groups_give_the_same_numbers(monkeypatch, getkey):
+    key, tasks, agent = getkey(), bandits(), thompson_gaussian(5)
+    found = run(agent, BANDIT, tasks, key, num_steps=T)
+    monkeypatch.setattr(sys.modules["icrl_jax.evaluate"], "_tasks_at_once", lambda num_tasks, bytes_per_task: 3)
+    env = icrl_envs.make("gaussian_bandit", num_arms=5)  # another one, or the compiled function would be used again
+    grouped = run(agent, env, tasks, key, num_steps=T)
+    chex.assert_trees_all_close(grouped, found, rtol=1e-6)
+
+
+def test_memories_that_do_not_fit_the_cache_share_out_the_tasks():
+    tasks_at_once = sys.modules["icrl_jax.evaluate"]._tasks_at_once
+    devices, megabyte = jax.device_count(), 2**20
+    assert tasks_at_once(100 * devices, 4) == 100  # a classical agent's counts
+    assert tasks_at_once(100 * devices, megabyte // 2) == 8
+    assert tasks_at_once(13 * devices, megabyte // 2) == 7  # two groups, even as they can be
+    assert tasks_at_once(100 * devices, 64 * megabyte) == 1
 
 
 def loop_returns(record, b, num_episodes):
@@ -101,8 +121,8 @@ def test_rewards_hidden_from_the_agent_still_score():
 
 def test_an_episode_that_did_not_end_has_no_return(getkey):
     """The tasks' own episodes are longer than the family's: better nan than a part of a return."""
-    tasks = EPISODIC.tasks("all").replace(max_steps_in_episode=jnp.full(5, 7))
-    found = run(constant(jnp.int32(9)), EPISODIC, tasks, getkey(), num_episodes=5)  # 15 steps for episodes of 7
+    tasks = EPISODIC.tasks("all").replace(max_steps_in_episode=jnp.full(5, 7), secret=jnp.zeros(5, jnp.int32))
+    found = run(constant(jnp.int32(3)), EPISODIC, tasks, getkey(), num_episodes=5)  # 15 steps for episodes of 7
     np.testing.assert_array_equal(np.isnan(found.curves["return"]), [[False, False, True, True, True]] * 5)
     assert np.isnan(found.metrics["mean_return"]).all() and (found.metrics["first_return"] == 0).all()
 

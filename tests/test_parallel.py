@@ -18,6 +18,7 @@ from icrl_jax.parallel import check_rows, over_rows, pad_rows
 from icrl_jax.train import Schedule, fit
 
 BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
+STEP = 3e-3  # the learning rate, by which Adam moves a weight at most, or nearly
 KEYS = jax.random.split(jax.random.key(13), 2)
 
 
@@ -86,7 +87,9 @@ def test_four_devices_give_the_same_numbers_as_one(four):
     one, several = numbers(), four[0]
     assert one.keys() == several.keys()
     for name in one:
-        np.testing.assert_allclose(several[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        # Adam divides a gradient by its own size, so the rounding of one near zero moves a weight by a part of a step.
+        atol = STEP / 20 if name.startswith(".") else 1e-5
+        np.testing.assert_allclose(several[name], one[name], rtol=1e-4, atol=atol, err_msg=name)
     assert one["online"].shape == (TASKS, T) and one["offline"].shape == (TASKS, T + 1)
 
 

@@ -9,6 +9,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import TaskFamily
+from icrl_envs.task_family import split_key
 from icrl_jax.agents import learner
 from icrl_jax.core import Agent, TimeStep, Transition, partial
 
@@ -46,6 +47,7 @@ class TwoEpisodes(TaskFamily):
         )
 
     def sample_task(self, key, split="train"):
+        key = split_key(key, split)
         tasks = self.tasks(split)
         index = jax.random.randint(key, (), 0, len(tasks.secret))
         return jax.tree.map(lambda x: x[index], tasks)
@@ -60,7 +62,7 @@ class TwoEpisodes(TaskFamily):
         return jnp.ones(())
 
     def step_env(self, key, state, action, params):
-        found = action == params.secret
+        found = jnp.clip(action, 0, NUM_ACTIONS - 1) == params.secret
         state = TwoEpisodesState(time=state.time + 1, start=state.start, found=found)
         obs = self._obs(state, params, found | self.is_truncated(state, params))
         return obs, state, found.astype(jnp.float32), found, {"secret": params.secret}

@@ -73,7 +73,8 @@ def blocked_attention(q_BTHK: Array, k_BSHK: Array, v_BSHK: Array, start_BT: Arr
     """Exact attention that never holds more scores than fit in a core's cache, forward or backward.
 
     A few rows at a time, a block of queries against the keys that any of them may see; the backward pass recomputes
-    the probabilities from the saved log-normaliser.
+    the probabilities from the saved log-normaliser. Queries lie last in the scores: the sums over keys then run along
+    whole vectors, and the products with narrow heads are a third faster.
 
     References:
         Tri Dao et al., FlashAttention, 2022, https://arxiv.org/abs/2205.14135
@@ -85,53 +86,51 @@ def _blocked_forward(q_BTHK, k_BSHK, v_BSHK, start_BT, window):
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
     f32 = _at_least_float32(q_BTHK.dtype)
 
-    def some_rows(inputs):
-        q, k, v, start = (*map(_heads_first, inputs[:3]), inputs[3])
-        k, v = contained(k, v)
+    def some_heads(q_NTK, k_NSK, v_NSK, start_NT):
+        q_NKT = _turned(q_NTK)
         o_blocks, log_z_blocks = [], []
         for queries, keys in _blocks(T, S, window):
-            s = _scores(q[:, :, queries], k[:, :, keys], f32) * K**-0.5
-            s = jnp.where(_visible(start, queries, keys, S)[:, None], s, -jnp.inf)
-            top = s.max(axis=-1, keepdims=True)
+            s = _scores(k_NSK[:, keys], q_NKT[..., queries], f32)
+            s = jnp.where(_turned(_visible(start_NT, queries, keys, S)), s, -jnp.inf)
+            top = s.max(axis=1, keepdims=True)
             p = jnp.exp(s - top)
-            z = p.sum(axis=-1, keepdims=True)
-            o = jnp.einsum("bhts,bhsk->bhtk", p.astype(v.dtype), v[:, :, keys], preferred_element_type=f32) / z
-            o_blocks.append(o.astype(q.dtype))
+            z = p.sum(axis=1, keepdims=True)
+            o_blocks.append(_mix(p.astype(v_NSK.dtype), v_NSK[:, keys], f32) / z)
             log_z_blocks.append(top + jnp.log(z))
-        return _heads_first(jnp.concatenate(o_blocks, axis=2)), jnp.concatenate(log_z_blocks, axis=2)
+        o_NKT = jnp.concatenate(o_blocks, axis=2).astype(q_NTK.dtype)
+        return _turned(o_NKT), _turned(jnp.concatenate(log_z_blocks, axis=2))
 
-    o_BTHK, log_z_BHT1 = _map_rows(some_rows, (q_BTHK, k_BSHK, v_BSHK, start_BT))
-    return o_BTHK, (q_BTHK, k_BSHK, v_BSHK, start_BT, o_BTHK, log_z_BHT1)
+    inputs = (q_BTHK * K**-0.5, *contained(k_BSHK, v_BSHK))
+    o_BTHK, log_z_BTH1 = _map_heads(some_heads, inputs, start_BT)
+    return o_BTHK, (*inputs, start_BT, o_BTHK, log_z_BTH1)
 
 
 def _blocked_backward(window, residuals, do_BTHK):
-    q_BTHK, k_BSHK, v_BSHK, start_BT, o_BTHK, log_z_BHT1 = residuals
+    q_BTHK, k_BSHK, v_BSHK, start_BT, o_BTHK, log_z_BTH1 = residuals
     T, S, K = q_BTHK.shape[1], k_BSHK.shape[1], q_BTHK.shape[3]
     dtype, f32 = q_BTHK.dtype, _at_least_float32(q_BTHK.dtype)
 
-    def some_rows(inputs):
-        q, k, v, o, do = map(_heads_first, inputs[:5])
-        q, k, v = map(_finite_part, (q, k, v))  # what they spoil shows in log_z
-        log_z, start = inputs[5:]
-        mean_dp = (o.astype(f32) * do.astype(f32)).sum(axis=-1, keepdims=True)
-        dq_blocks, dk, dv = [], jnp.zeros(k.shape, f32), jnp.zeros(v.shape, f32)
+    def some_heads(q_NTK, k_NSK, v_NSK, do_NTK, mean_dp_NT1, log_z_NT1, start_NT):
+        q_NKT, do_NKT, mean_dp_N1T, log_z_N1T = map(_turned, (q_NTK, do_NTK, mean_dp_NT1, log_z_NT1))
+        dq_blocks, dk_NSK, dv_NSK = [], jnp.zeros(k_NSK.shape, f32), jnp.zeros(v_NSK.shape, f32)
         for queries, keys in _blocks(T, S, window):
-            q_block, do_block = q[:, :, queries], do[:, :, queries]
-            visible = _visible(start, queries, keys, S)[:, None]
-            s = _scores(q_block, k[:, :, keys], f32) * K**-0.5
-            p = jnp.where(visible, jnp.exp(s - log_z[:, :, queries]), 0)
-            dp = _scores(do_block, v[:, :, keys], f32)
-            ds = jnp.where(visible, p * (dp - mean_dp[:, :, queries]) * K**-0.5, 0).astype(dtype)
-            dq_blocks.append(jnp.einsum("bhts,bhsk->bhtk", ds, k[:, :, keys]))
-            dk = dk.at[:, :, keys].add(jnp.einsum("bhts,bhtk->bhsk", ds, q_block, preferred_element_type=f32))
-            dv = dv.at[:, :, keys].add(
-                jnp.einsum("bhts,bhtk->bhsk", p.astype(dtype), do_block, preferred_element_type=f32)
-            )
-        dq = jnp.concatenate(dq_blocks, axis=2)
-        return tuple(_heads_first(x.astype(dtype)) for x in (dq, dk, dv))
+            q, do = q_NKT[..., queries], do_NKT[..., queries]
+            visible = _turned(_visible(start_NT, queries, keys, S))
+            p = jnp.where(visible, jnp.exp(_scores(k_NSK[:, keys], q, f32) - log_z_N1T[..., queries]), 0)
+            dp = _scores(v_NSK[:, keys], do, f32)
+            ds = (p * (dp - mean_dp_N1T[..., queries])).astype(dtype)
+            dq_blocks.append(_mix(ds, k_NSK[:, keys], f32))
+            dk_NSK = dk_NSK.at[:, keys].add(_spread(ds, q, f32))
+            dv_NSK = dv_NSK.at[:, keys].add(_spread(p.astype(dtype), do, f32))
+        dq_NKT = jnp.concatenate(dq_blocks, axis=2) * K**-0.5
+        return tuple(x.astype(dtype) for x in (_turned(dq_NKT), dk_NSK, dv_NSK))
 
-    rows = (q_BTHK, k_BSHK, v_BSHK, o_BTHK, do_BTHK, log_z_BHT1, start_BT)
-    return (*_map_rows(some_rows, rows), None)
+    mean_dp_BTH1 = (o_BTHK.astype(f32) * do_BTHK.astype(f32)).sum(axis=-1, keepdims=True)
+    # Only finite numbers go in, so that a probability of zero hides them; log_z alone tells what is not finite.
+    log_z_BTH1 = jnp.where(jnp.isfinite(mean_dp_BTH1), log_z_BTH1, jnp.nan)
+    q_BTHK, k_BSHK, do_BTHK, mean_dp_BTH1 = map(_finite_part, (q_BTHK, k_BSHK, do_BTHK, mean_dp_BTH1))
+    inputs = (q_BTHK, k_BSHK, v_BSHK, do_BTHK, mean_dp_BTH1, log_z_BTH1)
+    return (*_map_heads(some_heads, inputs, start_BT), None)
 
 
 blocked_attention.defvjp(_blocked_forward, _blocked_backward)
@@ -176,16 +175,27 @@ def _visible(start_BT: Array, queries: slice, keys: slice, S: int) -> Array:
     T = start_BT.shape[1]
     own_T = jnp.arange(queries.start, queries.stop, dtype=jnp.int32) + (S - T)
     key_S = jnp.arange(keys.start, keys.stop, dtype=jnp.int32)
-    return (key_S[None, None] >= start_BT[:, queries, None]) & (key_S[None, None] <= own_T[None, :, None])
+    start_BT = start_BT[:, queries]
+    # In unsigned numbers what lies before the start wraps around, so one comparison tells both ends.
+    after_BTS = (key_S[None, None] - start_BT[..., None]).astype(jnp.uint32)
+    return after_BTS <= (own_T[None] - start_BT).astype(jnp.uint32)[..., None]
 
 
-def _scores(a_BHTK: Array, b_BHSK: Array, dtype: jnp.dtype) -> Array:
-    return jnp.einsum("bhtk,bhsk->bhts", a_BHTK, b_BHSK, preferred_element_type=dtype)
+def _scores(k_NSK: Array, q_NKT: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum("nsk,nkt->nst", k_NSK, q_NKT, preferred_element_type=dtype)
 
 
-def _heads_first(x: Array) -> Array:
-    """[B, T, H, K] to [B, H, T, K], and back."""
-    return jnp.swapaxes(x, 1, 2)
+def _mix(p_NST: Array, v_NSK: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum("nst,nsk->nkt", p_NST, v_NSK, preferred_element_type=dtype)
+
+
+def _spread(p_NST: Array, x_NKT: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum("nst,nkt->nsk", p_NST, x_NKT, preferred_element_type=dtype)
+
+
+def _turned(x: Array) -> Array:
+    """Swaps the last two axes."""
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
@@ -196,11 +206,19 @@ def _finite_part(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _map_rows(f, arrays):
-    """f over the leading axis of all arrays, a few rows at a time, so that one group's scores stay in cache."""
-    rows, heads = arrays[0].shape[0], arrays[0].shape[2]
-    group = max(n for n in range(1, max(1, _GROUP_HEADS // heads) + 1) if rows % n == 0)
-    if group == rows:
-        return f(arrays)
-    grouped = jax.tree.map(lambda x: x.reshape(rows // group, group, *x.shape[1:]), arrays)
-    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), lax.map(f, grouped))
+def _map_heads(f, arrays_BTHK, start_BT):
+    """f over single heads [N, T, K], a few at a time, so that one group's scores stay in cache."""
+    B, _, H, _ = arrays_BTHK[0].shape
+    N = B * H
+    group = max(n for n in range(1, min(N, _GROUP_HEADS) + 1) if N % n == 0)
+
+    def split(x_BTHK):
+        x_BHTK = jnp.swapaxes(x_BTHK, 1, 2)
+        return x_BHTK.reshape(N // group, group, *x_BHTK.shape[2:])
+
+    def join(x):
+        return jnp.swapaxes(x.reshape(B, H, *x.shape[2:]), 1, 2)
+
+    start = jnp.repeat(start_BT, H, axis=0).reshape(N // group, group, -1)
+    groups = (*map(split, arrays_BTHK), start)
+    return jax.tree.map(join, lax.map(lambda group: f(*group), groups))
