@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _bandits as bandits
-from icrl_envs import BernoulliBandit, revealed
+from icrl_envs import revealed
+from icrl_envs.bandits import BernoulliBandit
 from icrl_jax import agents
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.methods.dpt import DPTConfig

@@ -14,6 +14,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--family", action="append", default=[], help="module:Class of a task family of your own to try")
+
+
+def pytest_configure(config):
+    import icrl_envs
+
+    icrl_envs.FAMILIES.update({path: path for path in config.getoption("--family")})
+
+
 @pytest.fixture
 def getkey():
     """A new key at every call, the same ones in every run."""

@@ -1,6 +1,9 @@
 """The documentation is true: its code runs, and every command, option, file and test it names exists."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import icrl_envs
 from icrl_jax.run import EnvSpec, folder
 from icrl_jax.run.experiment import make_plan
 from icrl_jax.run.options import parse
@@ -18,6 +22,7 @@ from icrl_jax.train import Schedule, train
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+FAMILIES = (ROOT / "docs" / "task_families.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -81,6 +86,35 @@ def test_python_in_the_architecture_runs(at_root, getkey):
     assert make_plan(experiment, experiment.presets["cpu"]).env.name == "BernoulliBandit"
 
 
+@pytest.mark.slow
+def test_python_in_the_guide_to_task_families_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(FAMILIES, "python"):
+        exec(compile(block, "task_families.md", "exec"), names)
+    assert max(len(block.splitlines()) for block in blocks(FAMILIES, "python")) < 60
+    oracle, random = map(float, capsys.readouterr().out.split())
+    assert oracle == 1 and random < 0.9
+    assert (tmp_path / "corridor.gif").stat().st_size > 0
+    assert conformance_of(tmp_path, max(blocks(FAMILIES, "python"), key=len)) > 10
+    assert names["env"].sample_task(jax.random.key(0)).length != names["env"].default_params.length
+
+
+def conformance_of(folder, source):
+    """Runs the suite as the guide says; how many tests passed."""
+    (folder / "my_module.py").write_text("import jax\n" + source)
+    command = "-m pytest -q tests/envs/test_families.py --family my_module:Corridor -k my_module -p no:cacheprovider"
+    environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *command.split()], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return int(re.search(r"(\d+) passed", done.stdout)[1])
+
+
+def test_every_task_family_is_in_the_table():
+    section = FAMILIES.split("## All families")[1]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(icrl_envs.FAMILIES)
+
+
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
     for text in (README, ARCHITECTURE, CONTRIBUTING):
@@ -121,12 +155,13 @@ def test_every_experiment_is_in_the_table(at_root):
 
 def test_every_dependency_has_a_line():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = project["dependencies"] + project["optional-dependencies"]["track"]
+    extras = project["optional-dependencies"]
+    direct = project["dependencies"] + extras["track"] + extras["envs"] + extras["craftax"]
     section = README.split("## Dependencies")[1].split("\n## ")[0]
     listed = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", row)
     }
-    assert listed - {"track"} == {re.match(r"[\w-]+", each)[0] for each in direct}
+    assert listed - {"track", "envs"} == {re.match(r"[\w-]+", each)[0] for each in direct}
 
 
 def test_every_file_of_a_run_exists(tmp_path):
@@ -135,13 +170,17 @@ def test_every_file_of_a_run_exists(tmp_path):
     assert named == {"report.html", "results.json", "figures", folder.METRICS, folder.CHECKPOINTS, folder.CONFIG}
 
 
-@pytest.mark.parametrize("text", [README, ARCHITECTURE, CONTRIBUTING], ids=["README", "architecture", "CONTRIBUTING"])
+@pytest.mark.parametrize(
+    "text",
+    [README, ARCHITECTURE, FAMILIES, CONTRIBUTING],
+    ids=["README", "architecture", "task_families", "CONTRIBUTING"],
+)
 def test_every_path_exists(text):
     """Paths in links, and those in backticks that begin like a folder of ours."""
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     ours = r"`((?:icrl_jax|envs|experiments|tests|docs|notebooks|benchmarks)/[\w./]*)`"
     for path in [*links, *re.findall(ours, text)]:
-        assert (ROOT / path).exists(), path
+        assert (ROOT / path).exists() or (ROOT / "docs" / path).exists(), path
 
 
 def test_every_test_that_is_named_exists():
@@ -151,6 +190,6 @@ def test_every_test_that_is_named_exists():
 
 
 def test_the_documentation_names_no_machine_and_owes_nothing():
-    for text in (README, ARCHITECTURE, CONTRIBUTING):
+    for text in (README, ARCHITECTURE, FAMILIES, CONTRIBUTING):
         assert "TODO" not in text
         assert not re.search(r"/home/|/root/|/tmp/|localhost", text)

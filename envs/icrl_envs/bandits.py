@@ -9,6 +9,7 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
+from icrl_envs import drawing
 from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, require, split_key
 
 
@@ -63,6 +64,14 @@ class Bandit(TaskFamily):
         """The arm with the highest mean, int32 []; the lowest such index if several."""
         return jnp.argmax(self.means(params)).astype(jnp.int32)
 
+    def bar_heights(self, params: Any) -> jax.Array:
+        """The means as shares of the picture's height, float32 [A]."""
+        return self.means(params)
+
+    def render(self, state: EnvState, params: Any) -> jax.Array:
+        """A bar for the mean of every arm, uint8 [96, 16 A, 3]."""
+        return drawing.bars(self.bar_heights(params))
+
     def step_env(self, key, state, action, params):
         """Pulls one arm."""
         reward = self.sample_reward(key, self.expected_reward(state, action, params), params)
@@ -98,6 +107,8 @@ class GaussianBandit(Bandit):
       noise_sd: standard deviation of the reward noise, at least 0.
     """
 
+    presets = {"dpt": {"num_arms": 5, "noise_sd": 0.3}}
+
     def __init__(self, num_arms: int = 5, noise_sd: float = 0.3):
         super().__init__(num_arms)
         require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
@@ -127,12 +138,22 @@ class GaussianBandit(Bandit):
 class BernoulliBandit(Bandit):
     """Means iid U[0, 1], rewards 0 or 1 (the test shift of Lee et al. 2023, DPT).
 
+    With `odd_share` the good arms, whose means are U[1/2, 1], are the odd-numbered ones in that share of the train
+    tasks and the even-numbered ones in that share of the test tasks; the means of the others are U[0, 1/2] (Laskin et
+    al. 2022, AD: 10 arms, 0.95; "all" holds as many of either). That paper gives the share alone: the law of the means,
+    and counting the arms from 0, follow the published code of Sinii et al. 2023 (Headless-AD).
+
     Args:
       num_arms: A, at least 2.
+      odd_share: None, or a number in 0 ..= 1.
     """
 
-    def __init__(self, num_arms: int = 5):
+    presets = {"dpt": {"num_arms": 5}, "ad": {"num_arms": 10, "odd_share": 0.95}}
+
+    def __init__(self, num_arms: int = 5, odd_share: float | None = None):
         super().__init__(num_arms)
+        require(odd_share is None or 0 <= odd_share <= 1, "odd_share", odd_share, "None or a number in 0 ..= 1")
+        self.odd_share = odd_share
 
     @property
     def default_params(self) -> BernoulliBanditParams:
@@ -140,8 +161,16 @@ class BernoulliBandit(Bandit):
         return BernoulliBanditParams(means=jnp.linspace(0.0, 1.0, self.num_arms))
 
     def sample_task(self, key: jax.Array, split: Split = "train") -> BernoulliBanditParams:
-        """Draws the means of one bandit, each U[0, 1]."""
-        return BernoulliBanditParams(means=jax.random.uniform(split_key(key, split), (self.num_arms,)))
+        """Draws the means of one bandit."""
+        key = split_key(key, split)
+        if self.odd_share is None:
+            return BernoulliBanditParams(means=jax.random.uniform(key, (self.num_arms,)))
+        key_means, key_good = jax.random.split(key)
+        share = {"train": self.odd_share, "test": 1 - self.odd_share, "all": 0.5}[split]
+        odd_is_good = jax.random.uniform(key_good) < share
+        is_odd = np.arange(self.num_arms) % 2 == 1
+        low = jnp.where(is_odd == odd_is_good, 0.5, 0.0)
+        return BernoulliBanditParams(means=low + jax.random.uniform(key_means, (self.num_arms,)) / 2)
 
     def means(self, params):
         """Expected reward of every arm, float32 [A]."""
@@ -164,6 +193,8 @@ class LinearBandit(Bandit):
       noise_sd: standard deviation of the reward noise, at least 0.
       feature_seed: seed of the feature map, 0 ..= 2^31 - 1.
     """
+
+    presets = {"dpt": {"num_arms": 10, "dim": 2, "noise_sd": 0.3, "feature_seed": 1234}}
 
     def __init__(self, num_arms: int = 10, dim: int = 2, noise_sd: float = 0.3, feature_seed: int = 1234):
         super().__init__(num_arms)
@@ -190,6 +221,10 @@ class LinearBandit(Bandit):
     def means(self, params):
         """Expected reward of every arm, float32 [A]."""
         return jnp.sum(self.features * params.theta[None], axis=-1)
+
+    def bar_heights(self, params):
+        """Means of -2 ..= 2, the middle of the picture is 0."""
+        return 0.5 + self.means(params) / 4
 
     def sample_reward(self, key, mean, params):
         """N(mean, noise_sd^2)."""

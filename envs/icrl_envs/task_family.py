@@ -1,5 +1,6 @@
 """A task family: a gymnax environment whose parameters *are* the task."""
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,21 +21,70 @@ class TaskFamily(Environment):
 
     - `optimal_action(state, params)`: an action that is best in this state;
     - `expected_reward(state, action, params) -> float32 []`: the mean of the reward, for pseudo-regret;
+    - `optimal_advantage(state, action, params) -> float32 []`: what an action loses against the best one until the end
+      of the episode, at most 0;
     - `optimal_return(params) -> float32 []`: the best expected return of one episode;
-    - `tasks(split)`: all tasks stacked, where they can be listed.
+    - `tasks(split)`: all tasks stacked, where they can be listed;
+    - `render(state, params) -> uint8 [height, width, 3]`: a picture of the state, hidden things included.
     """
+
+    presets: Any = {}
+    """The conventions of papers: name of the paper -> constructor arguments."""
+
+    preset_required: Any = False
+    """True where papers differ so much that `make` must be told whose conventions to follow."""
 
     optimal_action: Any = None
     expected_reward: Any = None
+    optimal_advantage: Any = None
     optimal_return: Any = None
     tasks: Any = None
+    render: Any = None
 
     episodic: Any = True
     """False for one never-ending episode, whose horizon is the number of steps of the rollout."""
 
+    rare_reset: Any = False
+    """True where a reset is dear and the episodes of a batch mostly end together: `step` then computes resets only when
+    one has ended. gymnax's own computes, at every step, the reset of every task."""
+
     def sample_task(self, key: jax.Array, split: Split = "train") -> Any:
         """Draws one task (`env_params`); those of "train" and "test" are disjoint by construction."""
         raise NotImplementedError
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Any:
+        """gymnax's `step`: `obs, state, reward, terminated, truncated, info`, after a reset where an episode ended."""
+        return (_step_with_rare_reset if self.rare_reset else Environment.step)(self, key, state, action, params)
+
+
+@functools.partial(jax.jit, static_argnames="env")
+def _step_with_rare_reset(env, key, state, action, params):
+    """The results of gymnax's `step`."""
+    params = env.default_params if params is None else params
+    key_step, _ = jax.random.split(key)
+    final_obs, state, reward, terminated, info = env.step_env(key_step, state, action, params)
+    truncated = env.is_truncated(state, params)
+    done = terminated | truncated
+    stepped = final_obs, state
+
+    def reset():
+        _, key_reset = jax.random.split(key)  # again, so that nothing is drawn outside where `step_env` draws nothing
+        return jax.tree.map(lambda x, y: jax.lax.select(done, x, y), env.reset_env(key_reset, params), stepped)
+
+    obs, state = jax.lax.cond(_any_of_batch(done), reset, lambda: stepped)
+    info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": final_obs}
+    return obs, state, reward, terminated, truncated, info
+
+
+@jax.custom_batching.custom_vmap
+def _any_of_batch(flag):
+    """Whether `flag` holds anywhere in the batch: under vmap still one scalar, so that `cond` stays a branch."""
+    return flag
+
+
+@_any_of_batch.def_vmap
+def _(axis_size, in_batched, flag):
+    return _any_of_batch(jnp.any(flag, axis=0)), False
 
 
 def sample_tasks(env: TaskFamily, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:

@@ -38,11 +38,14 @@ class Wrapper(TaskFamily):
     default_params = _inner("default_params")
     num_actions = _inner("num_actions")
     episodic = _inner("episodic")
+    rare_reset = _inner("rare_reset")
     sample_task = _inner("sample_task")
     tasks = _inner("tasks")
     optimal_action = _inner("optimal_action")
     expected_reward = _inner("expected_reward")
+    optimal_advantage = _inner("optimal_advantage")
     optimal_return = _inner("optimal_return")
+    render = _inner("render")
     step_env = _inner("step_env")
     reset_env = _inner("reset_env")
     is_truncated = _inner("is_truncated")
@@ -101,14 +104,19 @@ class Copies(Wrapper):
         return inner and jax.vmap(inner, in_axes=(0, 0, None))
 
     @property
+    def optimal_advantage(self):
+        inner = self.env.optimal_advantage
+        return inner and jax.vmap(inner, in_axes=(0, 0, None))
+
+    @property
     def optimal_action(self):
         inner = self.env.optimal_action
         return inner and jax.vmap(inner, in_axes=(0, None))
 
-    def action_space(self, params):
+    def action_space(self, params=None):
         return _Stacked(self.env.action_space(params), self.n)
 
-    def observation_space(self, params):
+    def observation_space(self, params=None):
         return _Stacked(self.env.observation_space(params), self.n)
 
 
@@ -142,20 +150,26 @@ class _Stacked(spaces.Space):
         return jnp.all(jax.vmap(self.space.contains)(x))
 
 
-class _Preferences(Wrapper):
+class Preferences(Wrapper):
+    """See `preferences`."""
+
     def __init__(self, env, score, temperature):
         super().__init__(env)
         _require_one(env)
         require(temperature >= 0, "temperature", temperature, "at least 0 (0: the better action always wins)")
         self.temperature = temperature
-        self.score = env.expected_reward if score is None else score
-        if self.score is None:
-            raise ValueError(f"score=None: must be given, because {env.name} defines no expected_reward")
+        # A gap of rewards is no regret where an action changes what comes after it.
+        self._knows_regret = not env.episodic or (score is None and env.optimal_advantage is not None)
+        if score is None:
+            score = env.optimal_advantage or env.expected_reward
+        if score is None:
+            raise ValueError(f"score=None: must be given, because {env.name} defines no optimal_advantage")
+        self.score = score
 
     def step_env(self, key, state, action, params):
         key_label, key_step = jax.random.split(key)
         scores = self._scores(state, action, params)
-        first_wins = jax.random.uniform(key_label) < self._probability(scores)
+        first_wins = jax.random.uniform(key_label) < self._probability(scores[0] - scores[1])
         winner = jnp.where(first_wins, action[0], action[1])
         obs, next_state, reward, terminated, info = self.env.step_env(key_step, state, winner, params)
         info = {**info, "winner": winner, "reward": reward, **self._regrets(state, scores, params)}
@@ -164,24 +178,26 @@ class _Preferences(Wrapper):
     def _scores(self, state, pair, params):
         return jax.vmap(self.score, in_axes=(None, 0, None))(state, pair, params)
 
-    def _probability(self, scores):  # that the first action of the pair is preferred
-        margin = scores[0] - scores[1]
+    def _probability(self, margin):  # that an action is preferred to one whose score is `margin` lower
         if self.temperature == 0:
             return jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
         return jax.nn.sigmoid(margin / self.temperature)
 
     def _regrets(self, state, scores, params):
-        if self.env.optimal_action is None:
+        if self.env.optimal_action is None or not self._knows_regret:
             return {}
         gaps = self.score(state, self.env.optimal_action(state, params), params) - scores
         return {"weak_regret": jnp.min(gaps), "strong_regret": jnp.max(gaps)}
+
+    optimal_advantage: Any = None  # of a pair it is not that of either action
 
     @property
     def expected_reward(self):
         return self.env.expected_reward and self._expected_reward
 
     def _expected_reward(self, state, pair, params):
-        probability = self._probability(self._scores(state, pair, params))
+        scores = self._scores(state, pair, params)
+        probability = self._probability(scores[0] - scores[1])
         rewards = jax.vmap(self.env.expected_reward, in_axes=(None, 0, None))(state, pair, params)
         return probability * rewards[0] + (1 - probability) * rewards[1]
 
@@ -193,7 +209,7 @@ class _Preferences(Wrapper):
         best = self.env.optimal_action(state, params)
         return jnp.stack([best, best])
 
-    def action_space(self, params):
+    def action_space(self, params=None):
         return _Stacked(self.env.action_space(params), 2)
 
 
@@ -201,14 +217,16 @@ def preferences(env: Environment, score: Callable | None = None, temperature: fl
     """Takes a pair of actions (leading [2]), moves by the preferred one and returns only the label as feedback.
 
     The first action is preferred (label 1, else 0) with probability sigmoid((score_0 - score_1) / temperature), as
-    Bradley and Terry 1952. Rewards and regrets stay in `info`, for scoring only: `reward`, `winner`, and where the
-    best action is known `weak_regret` and `strong_regret`, the smaller and larger gap of the pair to it.
+    Bradley and Terry 1952. Rewards and regrets stay in `info`, for scoring only: `reward`, `winner`, and in bandits
+    and where the score is the advantage `weak_regret` and `strong_regret`, the smaller and larger gap *of score* of
+    the pair to the best action (those of `DuelingBandit` are gaps of the probability to win).
 
     Args:
       env: the environment whose rewards are hidden.
-      score: `(state, action, params) -> float32 []`; by default the family's `expected_reward`.
+      score: `(state, action, params) -> float32 []`; by default the family's `optimal_advantage`, as in ICPRL, or where
+        it has none, as in bandits, `expected_reward`.
       temperature: at least 0; at 0 the better action always wins, ties by a fair coin.
     Raises:
       ValueError: negative temperature, no score to compare by, or `env` is `copies(...)`.
     """
-    return _Preferences(env, score, temperature)
+    return Preferences(env, score, temperature)

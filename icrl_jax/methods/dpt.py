@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from icrl_envs import Bandit, revealed
+from icrl_envs import revealed
+from icrl_envs.bandits import Bandit
 from icrl_jax.agents import prompted, thompson_gaussian
 from icrl_jax.agents.in_context import in_context
 from icrl_jax.core import Agent, Array, Method, Transition, Tree

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,47 @@ def test_means_are_uniform_and_independent(name, getkey):
     for power in (1, 2, 3):
         np.testing.assert_allclose((means**power).mean(0), 1 / (power + 1), atol=5 * 0.3 / np.sqrt(N))
     np.testing.assert_allclose(np.cov(means.T), np.eye(3) / 12, atol=5 / 12 / np.sqrt(N))
+
+
+def test_good_arms_swap_sides_between_train_and_test(getkey):
+    """AD: the odd-numbered arms, counted from 0, are the good ones in 95 % of the train tasks."""
+    env, n = icrl_envs.make("bernoulli_bandit", "ad"), 4001
+    assert env.num_arms == 10
+    for split, share in (("train", 0.95), ("test", 0.05), ("all", 0.5)):
+        draw = functools.partial(env.sample_task, split=split)
+        means = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(getkey(), n)).means, np.float64)
+        odd, even = means[:, 1::2], means[:, ::2]
+        odd_is_good = (odd >= 0.5).all(1) & (even <= 0.5).all(1)
+        assert (odd_is_good ^ ((even >= 0.5).all(1) & (odd <= 0.5).all(1))).all()
+        assert abs(odd_is_good.mean() - share) <= 5 * np.sqrt(share * (1 - share) / n)
+        good = np.where(odd_is_good[:, None], odd, even)
+        bad = np.where(odd_is_good[:, None], even, odd)
+        for x in (2 * good - 1, 2 * bad):  # U[0, 1], independent
+            np.testing.assert_allclose(x.mean(0), 1 / 2, atol=5 * 0.3 / np.sqrt(n))
+            np.testing.assert_allclose(np.cov(x.T), np.eye(5) / 12, atol=5 / 12 / np.sqrt(n))
+
+
+@pytest.mark.parametrize("share, odd", [(1.0, {"train": 1, "test": 0}), (0.0, {"train": 0, "test": 1})])
+def test_a_certain_share_leaves_nothing_to_chance(share, odd, getkey):
+    env = icrl_envs.make("bernoulli_bandit", num_arms=2, odd_share=share)
+    for split, arm in odd.items():
+        means = jax.vmap(functools.partial(env.sample_task, split=split))(jax.random.split(getkey(), 101)).means
+        assert (means.argmax(1) == arm).all()
+
+
+def test_pictures_show_the_means(getkey):
+    """A bar is as high as its mean, from the bottom; -2 ..= 2 fill the picture of a linear bandit."""
+    env = icrl_envs.make("bernoulli_bandit", num_arms=5)
+    _, state = env.reset(getkey(), env.default_params)
+    picture = np.asarray(env.render(state, env.default_params))
+    assert picture.shape == (96, 5 * 16, 3)
+    filled = (picture != 255).any(-1)
+    np.testing.assert_array_equal(filled[:, 8::16].sum(0), [0, 24, 48, 72, 96])
+    assert filled[-24:, 24].all()
+    linear = icrl_envs.make("linear_bandit", num_arms=5)
+    linear.features = np.float32([[-2, 0], [-1, 0], [0, 0], [1, 5], [3, 7]])
+    filled = (np.asarray(linear.render(state, linear.default_params)) != 255).any(-1)
+    np.testing.assert_array_equal(filled[:, 8::16].sum(0), [0, 24, 48, 72, 96])
 
 
 def test_linear_features_are_those_of_the_published_code():
@@ -96,6 +139,8 @@ def test_wrong_numbers_of_arms_are_refused(name, num_arms):
         ("gaussian_bandit", "noise_sd", -0.1, "a finite number of at least 0"),
         ("gaussian_bandit", "noise_sd", float("inf"), "a finite number of at least 0"),
         ("gaussian_bandit", "noise_sd", float("nan"), "a finite number of at least 0"),
+        ("bernoulli_bandit", "odd_share", 1.5, "None or a number in 0 ..= 1"),
+        ("bernoulli_bandit", "odd_share", -0.1, "None or a number in 0 ..= 1"),
         ("linear_bandit", "noise_sd", -1.0, "a finite number of at least 0"),
         ("linear_bandit", "dim", 0, "an integer of at least 1"),
         ("linear_bandit", "feature_seed", -1, "an integer in 0"),
@@ -110,7 +155,7 @@ def test_wrong_arguments_are_refused(name, argument, value, allowed):
 def test_an_unknown_environment_names_the_close_ones():
     with pytest.raises(ValueError, match="'gausian_bandit' is unknown; close names: gaussian_bandit"):
         icrl_envs.make("gausian_bandit")
-    with pytest.raises(ValueError, match="close names: bernoulli_bandit, .*linear_bandit"):
+    with pytest.raises(ValueError, match="close names: .*bernoulli_bandit, .*linear_bandit"):
         icrl_envs.make("zzz")
 
 
@@ -122,4 +167,3 @@ def test_an_unknown_preset_names_the_known_ones():
 def test_arguments_win_over_the_preset():
     assert icrl_envs.make("gaussian_bandit", "dpt", num_arms=7).num_arms == 7
     assert icrl_envs.make("linear_bandit", "dpt").num_arms == 10
-    assert all(icrl_envs.make(name, preset) for name in icrl_envs.PRESETS for preset in icrl_envs.PRESETS[name])

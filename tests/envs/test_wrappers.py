@@ -145,6 +145,11 @@ def test_episodes_move_by_the_winner(getkey):
     assert not second.transition.terminated.any() and second.transition.truncated.any()
 
 
+def test_gaps_of_reward_are_no_regrets_where_episodes_go_on(getkey):
+    env = preferences(EPISODIC)
+    assert "weak_regret" not in live(constant([3, 1]), env, TASK, getkey()).env_info
+
+
 def test_regrets_worked_by_hand(getkey):
     for pair, weak, strong in (((4, 1), 0.0, 0.75), ((1, 2), 0.5, 0.75), ((3, 3), 0.25, 0.25)):
         _, info = compare(preferences(BANDIT), np.array(pair), getkey())
@@ -199,7 +204,7 @@ def test_preferences_refuse_what_they_cannot_compare():
     class Silent(TwoEpisodes):
         expected_reward = None
 
-    with pytest.raises(ValueError, match="score=None: must be given, because Silent defines no expected_reward"):
+    with pytest.raises(ValueError, match="score=None: must be given, because Silent defines no optimal_advantage"):
         preferences(Silent())
 
 

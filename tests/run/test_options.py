@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small
 from small import refused
 
-import icrl_envs
+from icrl_envs.bandits import Bandit
 from icrl_jax.methods.dpt import DPTConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
@@ -119,7 +119,7 @@ def test_specs_survive_json():
     env, method = EnvSpec("gaussian_bandit", None, {"num_arms": 3}), MethodSpec("icrl_jax.methods.dpt:dpt", config)
     saved = json.loads(json.dumps(to_json(env, method)))
     assert from_json(saved) == (env, method)
-    assert isinstance(from_json(saved)[0].build(), icrl_envs.Bandit)
+    assert isinstance(from_json(saved)[0].build(), Bandit)
     with pytest.raises(ValueError, match="OptimConfig has no option momentum"):
         from_dict(OptimConfig, {"momentum": 0.9})
 

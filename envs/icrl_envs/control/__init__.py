@@ -1,0 +1,1 @@
+"""Continuous control: a point robot, arms that reach and push, and bodies that walk."""
