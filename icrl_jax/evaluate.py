@@ -47,7 +47,8 @@ def evaluate(
     Returns:
       Metrics `cumulative_regret` (pseudo-regret: from expected rewards) with curve `regret`, for bandits;
       `first_return`, `final_return` (mean of the last max(1, ceil(E / 10)) episodes), `mean_return` with curve
-      `return`, for episodic families; `weak_regret` and `strong_regret` where preferences are the feedback.
+      `return`, for episodic families, and `success`, the share of episodes with one, where the family knows it;
+      `weak_regret` and `strong_regret` where preferences are the feedback.
     Raises:
       ValueError: the size that fits the family is missing or below 1.
     """
@@ -55,7 +56,11 @@ def evaluate(
     name, size = ("num_episodes", num_episodes) if episodic else ("num_steps", num_steps)
     if size is None or size < 1:
         raise ValueError(f"{name}={size!r}: must be at least 1 for {env.name}")
-    num_steps = size * int(env.default_params.max_steps_in_episode) if episodic else size
+    if episodic:
+        with jax.ensure_compile_time_eval():  # a number also where the caller jits
+            num_steps = size * int(env.default_params.max_steps_in_episode)
+    else:
+        num_steps = size
     agent = agent if isinstance(agent, Agent) else Partial(agent)
     return _evaluate(agent, env, env_params, key, num_steps, size, context)
 
@@ -125,23 +130,31 @@ def offline_suboptimality(agent: Agent, env: TaskFamily, env_params: Any, contex
 
 
 def _score(env, env_params, record: Record, size: int) -> tuple[dict, dict]:
-    curves = {}
-    if "weak_regret" in record.env_info:
-        curves |= {name: jnp.cumsum(record.env_info[name]) for name in ("weak_regret", "strong_regret")}
-        return {name: curve[-1] for name, curve in curves.items()}, curves
-    if not getattr(env, "episodic", True):
+    preferences = [name for name in ("weak_regret", "strong_regret") if name in record.env_info]
+    curves = {name: jnp.cumsum(record.env_info[name]) for name in preferences}
+    metrics = {name: curve[-1] for name, curve in curves.items()}
+    if getattr(env, "episodic", True):
+        returns = episode_returns(record, num_episodes=size)
+        last = max(1, -(-size // 10))
+        metrics |= {"first_return": returns[0], "final_return": returns[-last:].mean(), "mean_return": returns.mean()}
+        curves["return"] = returns
+        if "success" in record.env_info:
+            successes = _episode_sums(record, record.env_info["success"].astype(jnp.float32), size)
+            curves["success"] = jnp.minimum(successes, 1)  # at any step of the episode
+            metrics["success"] = curves["success"].mean()
+    elif not preferences:
         _, env_state = env.reset(jax.random.key(0), env_params)  # a bandit has one state
-        regret = jnp.cumsum(_best_reward(env, env_state, env_params) - record.env_info["expected_reward"])
-        return {"cumulative_regret": regret[-1]}, {"regret": regret}
-    returns = episode_returns(record, num_episodes=size)
-    last = max(1, -(-size // 10))
-    metrics = {"first_return": returns[0], "final_return": returns[-last:].mean(), "mean_return": returns.mean()}
-    return metrics, {"return": returns}
+        curves["regret"] = jnp.cumsum(_best_reward(env, env_state, env_params) - record.env_info["expected_reward"])
+        metrics["cumulative_regret"] = curves["regret"][-1]
+    return metrics, curves
 
 
 def episode_returns(record: Record, num_episodes: int) -> Array:
     """Sums the rewards [T] of each of the first `num_episodes` episodes, float32 [E]; nan where one did not end."""
-    reward = record.env_info.get("reward", record.transition.feedback)
+    return _episode_sums(record, record.env_info.get("reward", record.transition.feedback), num_episodes)
+
+
+def _episode_sums(record: Record, reward: Array, num_episodes: int) -> Array:
     done = (record.transition.terminated | record.transition.truncated).astype(jnp.int32)
     episode = jnp.cumsum(done) - done  # of this step
     returns = jax.ops.segment_sum(reward, episode, num_segments=num_episodes)

@@ -12,7 +12,7 @@ from gymnax.environments.environment import Environment, EnvParams, EnvState
 from two_episodes import TwoEpisodes, constant, on_host, scout
 
 import icrl_envs
-from icrl_jax.agents import empirical_mean, prompted, thompson_gaussian, ucb1, uniform
+from icrl_jax.agents import empirical_mean, oracle, prompted, thompson_gaussian, ucb1, uniform
 from icrl_jax.core import Transition, partial
 from icrl_jax.evaluate import episode_returns, evaluate, offline_suboptimality
 from icrl_jax.rollout import Record, rollout, start
@@ -117,6 +117,26 @@ def test_final_return_is_the_mean_of_the_last_tenth_rounded_up(num_episodes, las
 def test_rewards_hidden_from_the_agent_still_score():
     record = scripted([9.0, 9.0])._replace(env_info={"reward": jnp.array([1.0, 2.0])})
     np.testing.assert_array_equal(episode_returns(record, 2), [1.0, 2.0])
+
+
+def test_preferences_in_episodes_score_by_the_hidden_return(getkey):
+    env = icrl_envs.preferences(icrl_envs.make("dark_room", "icprl", size=3, horizon=5))
+    tasks = env.tasks("all")
+    found = run(uniform(env), env, tasks, getkey(), num_episodes=2)
+    assert {"mean_return", "weak_regret", "strong_regret"} <= set(found.metrics)
+    expected = np.asarray(found.record.env_info["reward"]).reshape(9, 2, 5).sum(2)
+    np.testing.assert_allclose(found.curves["return"], expected)
+    assert (found.metrics["strong_regret"] >= found.metrics["weak_regret"]).all() and expected.any()
+
+
+def test_success_is_the_share_of_episodes_with_one(getkey):
+    env = icrl_envs.make("reach", num_steps=60)
+    tasks = icrl_envs.sample_tasks(env, getkey(), 3)
+    best = icrl_envs.revealed(env)
+    found = run(oracle(best), best, tasks, getkey(), num_episodes=2)
+    assert found.curves["success"].shape == (3, 2) and (found.metrics["success"] == 1).all()
+    found = run(uniform(env), env, tasks, getkey(), num_episodes=2)
+    assert (found.metrics["success"] < 1).any()
 
 
 def test_an_episode_that_did_not_end_has_no_return(getkey):
