@@ -11,6 +11,7 @@ from icrl_jax.report.figures import (
     suboptimality_figure,
     sweep_figure,
 )
+from icrl_jax.report.film import episodes_picture, film
 from icrl_jax.report.html import headline, write_report
 from icrl_jax.report.results import environment_facts, read_results, write_results
 from icrl_jax.report.style import save_figure
@@ -25,6 +26,8 @@ __all__ = [
     "condition_tables",
     "curve_figure",
     "environment_facts",
+    "episodes_picture",
+    "film",
     "final_table",
     "headline",
     "loss_figure",

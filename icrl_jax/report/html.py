@@ -74,7 +74,7 @@ def write_report(
     Args:
       run_dir: the run's folder.
       results: as in ``results.json``.
-      figures: (path of a PNG, caption); a relative path is looked for in ``run_dir``.
+      figures: (path of a PNG or GIF, caption); a relative path is looked for in ``run_dir``.
       metrics: a few last numbers of training, name -> value.
       config: the run's configuration, shown as JSON.
       command: how to get this run again.
@@ -185,7 +185,8 @@ def _figure(folder: Path, path: str | Path, caption: str) -> str:
         raise FileNotFoundError(f"figure {image} does not exist; save it before the report is written")
     encoded = base64.b64encode(image.read_bytes()).decode()
     text = escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}"><figcaption>{text}</figcaption></figure>'
+    source = f"data:image/{image.suffix[1:]};base64,{encoded}"
+    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
 def _provenance(results: Mapping[str, Any], config: Mapping[str, Any] | None, command: str | None) -> str:

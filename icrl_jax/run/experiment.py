@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from icrl_envs import TaskFamily
+from icrl_envs import TaskFamily, sample_tasks
+from icrl_envs.film import write_png
 from icrl_jax import checkpoint, report
 from icrl_jax.core import Agent, Array, Method, TrainState, Tree
 from icrl_jax.parallel import check_rows
@@ -52,6 +53,9 @@ Score = Callable[[Agent, Array], Array]
 
 QUICK_TASKS = 128
 """Held-out tasks of the small evaluation after each chunk."""
+
+PICTURE_SEED = 7_411
+EPISODES = "figures/episodes.png"
 
 
 class Experiment(NamedTuple):
@@ -104,9 +108,11 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         rows = folder.read_metrics(run_dir)
         findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch))
+        with watch.time("evaluate"):
+            pictures = draw_episodes(run_dir, plan, state.params)
         results = make_results(experiment.name, config.preset, plan, seeds, watch, findings)
         command = shell_command(f"make train EXPERIMENT={experiment.name}", experiment, config)
-        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console)
+        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console, pictures)
     return run_dir
 
 
@@ -211,6 +217,25 @@ def make_results(
     }
 
 
+def draw_episodes(run_dir: Path, plan: Plan, params: Tree) -> list[tuple[str, str]]:
+    """Draws the first seed's agent at work in two held-out tasks, where episodes end and the environment can draw.
+
+    Returns:
+      (path in `run_dir`, caption), none or one.
+    """
+    env = plan.env
+    if not env.episodic or env.render is None:
+        return []
+    agent = plan.method.agent(jax.tree.map(lambda x: x[0], params))
+    tasks = sample_tasks(env, jax.random.key(PICTURE_SEED), 2)
+    num_steps = plan.method_spec.options.horizon
+    picture = report.episodes_picture(agent, env, tasks, jax.random.key(PICTURE_SEED + 1), num_steps)
+    if picture is None:
+        return []
+    write_png(run_dir / EPISODES, picture)
+    return [(EPISODES, f"Two held-out tasks: the first episode, and the last whole one within {num_steps:,} steps.")]
+
+
 def make_schedule(num_updates: int, num_chunks: int) -> Schedule:
     """Cuts the training into equal chunks.
 
@@ -240,15 +265,25 @@ def open_folder(name: str, config: RunOptions, described: dict[str, Any], consol
     return run_dir
 
 
-def write_up(run_dir, results, findings: Findings, metric: str, options, rows, command: str, console: Console) -> None:
-    """Writes results, figures and the report, and prints the tables."""
+def write_up(
+    run_dir: Path,
+    results: dict[str, Any],
+    findings: Findings,
+    metric: str,
+    options: dict[str, Any],
+    rows: list[dict[str, Any]],
+    command: str,
+    console: Console,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Writes results, figures and the report, and prints the tables; `pictures` are there already."""
     for name, figure, _ in findings.figures:
         report.save_figure(figure, run_dir, name)
     about = {"metric": metric, "reference": findings.reference, "ratios": findings.ratios}
     report.write_report(
         run_dir,
         results,
-        figures=[(f"figures/{name}.png", caption) for name, _, caption in findings.figures],
+        figures=[*((f"figures/{name}.png", caption) for name, _, caption in findings.figures), *pictures],
         metrics={name: float(np.mean(value)) for name, value in rows[-1].items()},
         config=options,
         command=command,
