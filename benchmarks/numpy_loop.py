@@ -24,6 +24,25 @@ class GaussianBandit:
         return self.obs.copy(), self.means[arm] + self.rng.normal(0, self.noise_sd)
 
 
+class DarkRoom:
+    """One task: a step that ends on the goal pays 1; the actions are +x, -x, +y, -y and stay."""
+
+    moves = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
+
+    def __init__(self, goal: np.ndarray, size: int, horizon: int):
+        self.goal, self.size, self.horizon = goal, size, horizon
+        self.reset()
+
+    def reset(self) -> np.ndarray:
+        self.cell, self.time = np.zeros(2, int), 0
+        return self.cell.copy()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool]:
+        self.cell = np.clip(self.cell + self.moves[action], 0, self.size - 1)
+        self.time += 1
+        return self.cell.copy(), float(np.all(self.cell == self.goal)), self.time == self.horizon
+
+
 class Mixture:
     """(1 - omega) p1 + omega p2, as `icrl_jax.data.behaviours.mixture` has it."""
 

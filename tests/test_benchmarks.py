@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import acting, bench, collect, compiling, cost, numpy_loop, parts, update
+import icrl_envs
+from benchmarks import acting, bench, collect, compiling, cost, numpy_loop, parts, stepping, update
 from experiments import dpt_bandit
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
@@ -18,7 +19,7 @@ from icrl_jax.run.options import parse
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [collect, update, parts, acting])
+@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)
@@ -72,6 +73,69 @@ def test_both_collections_have_one_distribution(behaviour):
         a, b = (statistic(*side) for side in zip(actions, rewards, targets, strict=True))
         error = np.sqrt(a.var() / num_tasks + b.var() / num_tasks)
         assert abs(a.mean() - b.mean()) < 4.5 * error, statistic.__name__
+
+
+def test_every_family_has_a_row_of_steps():
+    assert set(stepping.Size().families) == set(icrl_envs.FAMILIES)
+
+
+def test_play_goes_on_from_call_to_call():
+    play = stepping.Play(stepping.family_world(icrl_envs.make("dark_room", "ad")), num_tasks=3, num_steps=7)
+    for time in (7, 14, 1, 8):  # episodes of 20 steps
+        play()
+        assert play.state.time.tolist() == [time] * 3
+
+
+def seen(world, state, actions, task):
+    """What is seen in one task after each action."""
+    step = lambda state, action: world.step(jax.random.key(0), state, action, task)
+    return jax.jit(lambda state: jax.lax.scan(step, state, actions)[1])(state)
+
+
+def test_the_dark_room_in_numpy_is_ours():
+    env = stepping.make("dark_room")
+    play = stepping.NumpyPlay(num_tasks=5, num_steps=203)  # two episodes and a bit
+    world, state = stepping.family_world(env), env.reset(jax.random.key(0), env.default_params)[1]
+    paid = 0.0
+    for room, actions in zip(play.rooms, play.actions, strict=True):
+        task = env.default_params.replace(goal=np.array(room.goal, np.int32))
+        obs, reward, terminated, truncated = seen(world, state, actions.astype(np.int32), task)
+        for t, action in enumerate(actions):
+            cell, pay, ended = room.step(action)
+            cell = room.reset() if ended else cell
+            assert (cell.tolist(), pay, ended) == (obs[t].tolist(), reward[t], truncated[t])
+        assert not terminated.any()
+        paid += reward.sum()
+    assert paid > 0
+
+
+def test_the_families_are_what_gymnax_has():
+    key, actions = jax.random.key(0), np.array([0, 1, 1, 0, 0, 1], np.int32)
+    for name, gymnax_id in (("stateless_cartpole", "CartPole-v1"), ("memory_chain", "MemoryChain-bsuite")):
+        env, theirs = stepping.make(name), stepping.gymnax_world(gymnax_id)
+        state, their_state = env.reset(key, env.default_params)[1], theirs.reset(key, ())
+        same = {field: value for field, value in vars(state).items() if field != "time"}
+        ours = seen(stepping.family_world(env), state, actions, env.default_params)
+        found = seen(theirs, their_state.replace(**same), actions, ())
+        if name == "memory_chain":  # the question ends the episode, and a new one begins
+            assert ours[2].tolist() == [False] * 5 + [True] and abs(ours[1][-1]) == 1
+            np.testing.assert_allclose(ours[0][:-1], found[0][:-1], atol=1e-6)
+            np.testing.assert_array_equal(ours[1], found[1])
+        else:
+            np.testing.assert_allclose(ours[0], found[0][:, [0, 2]], atol=1e-6)
+        np.testing.assert_array_equal(ours[2], found[2])
+
+
+@pytest.mark.slow
+def test_both_sides_of_xland_are_one_environment():
+    pytest.importorskip("xminigrid", reason=stepping.NO_XLAND)
+    key, actions = jax.random.key(0), np.array([0, 1, 0, 0, 2, 0, 0, 3], np.int32)
+    worlds = stepping.xland_worlds()
+    task = worlds[0].sample_task(key)
+    ours, theirs = (seen(world, world.reset(key, task), actions, task) for world in worlds)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    np.testing.assert_array_equal(ours[2], theirs[3] == 0)
 
 
 def _reward(actions, rewards, targets):
