@@ -123,7 +123,7 @@ ifneq ($(MADE),$(WANTED))
 REMAKE := yes
 $(STAMP): force
 endif
-COST := $(if $(filter cuda%,$(EXTRA)),about 6 GB and several minutes,about 1.5 GB and one to five minutes)
+COST := $(if $(filter cuda%,$(EXTRA)),about 6 GB and several minutes,about 1.7 GB and one to five minutes)
 
 # Without an accelerator the batch is split over one virtual device per core: at most 8, and a power of two so that
 # the usual batch sizes divide.
