@@ -14,7 +14,7 @@ import icrl_envs
 from benchmarks import numpy_loop
 from benchmarks.measure import Row, faster, in_turn
 from icrl_envs.control.brax_task import BraxTask
-from icrl_envs.foreign.common import usual_promotion
+from icrl_envs.foreign_code import usual_promotion
 from icrl_jax.parallel import over_rows
 
 NO_XLAND = "XLand-MiniGrid is not installed; for the comparison: pip install 'icrl-jax[envs]'"

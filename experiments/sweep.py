@@ -7,6 +7,7 @@ make sweep ARGS="--learning-rates 1e-4 1e-3 --num-seeds 5"
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from icrl_jax.run.experiment import guarded
 from icrl_jax.run.options import parse
@@ -24,11 +25,12 @@ def main() -> None:
 
 
 def find(name: str):
-    """The experiment `experiments/<name>.py` defines."""
-    try:
-        return importlib.import_module(f"experiments.{name}").EXPERIMENT
-    except (ModuleNotFoundError, AttributeError):
-        sys.exit(f"error: experiment={name!r}: there is no such script in experiments/")
+    """The experiment `experiments/<name>.py` defines; where there is none, says which there are and exits with 2."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "sweep")
+    if name not in known:
+        print(f"error: experiment={name!r}: must be one of {', '.join(known)}", file=sys.stderr)
+        sys.exit(2)
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
 
 
 if __name__ == "__main__":

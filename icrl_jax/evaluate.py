@@ -10,6 +10,7 @@ from gymnax.environments.environment import Environment
 from jax.tree_util import Partial
 
 from icrl_envs import TaskFamily
+from icrl_envs.wrappers import Copies
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree
 from icrl_jax.parallel import in_groups, over_rows, pad_rows
 from icrl_jax.rollout import Record, replay, rollout, start
@@ -50,8 +51,10 @@ def evaluate(
       `return`, for episodic families, and `success`, the share of episodes with one, where the family knows it;
       `weak_regret` and `strong_regret` where preferences are the feedback.
     Raises:
-      ValueError: the size that fits the family is missing or below 1.
+      ValueError: the size that fits the family is missing or below 1, or `env` is `copies(...)`.
     """
+    if isinstance(env, Copies):
+        raise ValueError("env=copies(...): must be one environment to be evaluated")
     episodic = getattr(env, "episodic", True)
     name, size = ("num_episodes", num_episodes) if episodic else ("num_steps", num_steps)
     if size is None or size < 1:

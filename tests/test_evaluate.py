@@ -130,13 +130,18 @@ def test_preferences_in_episodes_score_by_the_hidden_return(getkey):
 
 
 def test_success_is_the_share_of_episodes_with_one(getkey):
-    env = icrl_envs.make("reach", num_steps=60)
+    env = icrl_envs.make("reach", "t2mir", num_steps=60)
     tasks = icrl_envs.sample_tasks(env, getkey(), 3)
     best = icrl_envs.revealed(env)
     found = run(oracle(best), best, tasks, getkey(), num_episodes=2)
     assert found.curves["success"].shape == (3, 2) and (found.metrics["success"] == 1).all()
     found = run(uniform(env), env, tasks, getkey(), num_episodes=2)
     assert (found.metrics["success"] < 1).any()
+
+
+def test_copies_are_refused(getkey):
+    with pytest.raises(ValueError, match=r"^env=copies\(\.\.\.\): must be one environment to be evaluated$"):
+        evaluate(uniform(BANDIT), icrl_envs.copies(BANDIT, 3), bandits(), getkey(), num_steps=T)
 
 
 def test_an_episode_that_did_not_end_has_no_return(getkey):

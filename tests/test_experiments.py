@@ -34,3 +34,13 @@ def test_linear_bandit_runs_a_few_steps(tmp_path):
     assert {"dpt", "linucb", "thompson_linear", "source", "random", "oracle"} == set(results["agents"])
     assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0
     assert results["env_steps"] == 6 * 4 * 7
+
+
+def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
+    from experiments.sweep import find
+
+    assert find("dpt_bandit").name == "dpt_bandit"
+    with pytest.raises(SystemExit) as refused:
+        find("dpt_bandits")
+    assert refused.value.code == 2
+    assert "experiment='dpt_bandits': must be one of dpt_bandit, dpt_linear_bandit" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
-from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, require, split_key
+from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, is_number, require, split_key
 
 
 @struct.dataclass
@@ -111,7 +111,7 @@ class GaussianBandit(Bandit):
 
     def __init__(self, num_arms: int = 5, noise_sd: float = 0.3):
         super().__init__(num_arms)
-        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
         self.noise_sd = noise_sd
 
     @property
@@ -152,7 +152,7 @@ class BernoulliBandit(Bandit):
 
     def __init__(self, num_arms: int = 5, odd_share: float | None = None):
         super().__init__(num_arms)
-        require(odd_share is None or 0 <= odd_share <= 1, "odd_share", odd_share, "None or a number in 0 ..= 1")
+        require(odd_share is None or is_number(odd_share, 0, 1), "odd_share", odd_share, "None or a number in 0 ..= 1")
         self.odd_share = odd_share
 
     @property
@@ -186,6 +186,8 @@ class LinearBandit(Bandit):
 
     theta ~ N(0, I_d / d) is the task; features, each row N(0, I_d / d), are drawn once by NumPy's legacy generator from
     `feature_seed`, as the paper's code does (10 arms, d = 2, seed 1234, sd 0.3).
+    "dit" (Dong et al. 2024) has the same laws, 20 arms, d = 10, and noise of variance 0.3, as the text writes; the seed
+    of its features is not known, and here is DPT's.
 
     Args:
       num_arms: A, at least 2.
@@ -194,12 +196,15 @@ class LinearBandit(Bandit):
       feature_seed: seed of the feature map, 0 ..= 2^31 - 1.
     """
 
-    presets = {"dpt": {"num_arms": 10, "dim": 2, "noise_sd": 0.3, "feature_seed": 1234}}
+    presets = {
+        "dpt": {"num_arms": 10, "dim": 2, "noise_sd": 0.3, "feature_seed": 1234},
+        "dit": {"num_arms": 20, "dim": 10, "noise_sd": 0.3**0.5, "feature_seed": 1234},
+    }
 
     def __init__(self, num_arms: int = 10, dim: int = 2, noise_sd: float = 0.3, feature_seed: int = 1234):
         super().__init__(num_arms)
         require(is_int(dim, 1), "dim", dim, "an integer of at least 1")
-        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
         require(is_int(feature_seed, 0), "feature_seed", feature_seed, f"an integer in 0 ..= {NEVER}")
         self.dim = dim
         self.noise_sd = noise_sd

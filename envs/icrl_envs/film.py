@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from icrl_envs.task_family import is_int, require
+from icrl_envs.task_family import is_int, is_number, require
 
 GAP = 4  # pixels between two pictures of a strip
 PAPER = 255
@@ -23,7 +23,8 @@ def write_gif(path: str | PathLike, frames: Any, frames_per_second: float = 10) 
     Raises:
       ValueError: frames that are none, or a rate outside its range.
     """
-    require(0 < frames_per_second <= 50, "frames_per_second", frames_per_second, "a number above 0, at most 50")
+    fits = is_number(frames_per_second, high=50) and frames_per_second > 0
+    require(fits, "frames_per_second", frames_per_second, "a number above 0, at most 50")
     first, *rest = (Image.fromarray(frame).quantize() for frame in _checked(frames))
     path = _in_folder(path)
     duration = 10 * round(100 / frames_per_second)  # GIF counts hundredths of a second

@@ -10,7 +10,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from icrl_envs import drawing
-from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, require, split_key
+from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, is_number, require, split_key
 
 MOVES = ("+x", "-x", "+y", "-y", "stay")
 PERMUTATIONS = np.array(list(itertools.permutations(range(len(MOVES)))), np.int32)
@@ -65,7 +65,12 @@ class Grid(TaskFamily):
         require(sorted(moves) == sorted(MOVES), "action_order", action_order, f"an order of {' '.join(MOVES)!r}")
         require_one_of("optimal_first", optimal_first, ("x", "y"))
         require_one_of("observation", observation, self.observations)
-        require(0 < train_fraction < 1, "train_fraction", train_fraction, "strictly between 0 and 1")
+        require(
+            is_number(train_fraction) and 0 < train_fraction < 1,
+            "train_fraction",
+            train_fraction,
+            "strictly between 0 and 1",
+        )
         require(is_int(split_seed, 0), "split_seed", split_seed, f"an integer in 0 ..= {NEVER}")
         require_one_of("split_generator", split_generator, GENERATORS)
         self.size = size

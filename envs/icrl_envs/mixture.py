@@ -31,6 +31,8 @@ class MixtureState(EnvState):
 class Mixture(TaskFamily):
     def __init__(self, *envs):
         require(len(envs) > 0, "envs", envs, "one environment or more")
+        families = all(isinstance(env, TaskFamily) for env in envs)
+        require(families, "envs", envs, "task families, each an argument of its own")
         self.envs = envs
         params = [env.default_params for env in envs]
         self._obs_spaces = [env.observation_space(p) for env, p in zip(envs, params, strict=True)]
@@ -108,6 +110,22 @@ class Mixture(TaskFamily):
         if not self._all_have("optimal_return"):
             return None
         return lambda params: self._chosen(params, lambda i, env, p: env.optimal_return(p))
+
+    @property
+    def render(self):
+        return self._render if self._all_have("render") else None
+
+    def _render(self, state, params):
+        """The chosen environment's picture, in the top left corner of the smallest that holds those of all."""
+        inside = zip(self.envs, state.states, params.env_params, strict=True)
+        shapes = [jax.eval_shape(env.render, s, p).shape for env, s, p in inside]
+        size = np.max(shapes, axis=0)
+
+        def draw(i, env, env_params):
+            missing = [(0, int(n)) for n in size - np.array(shapes[i])]
+            return jnp.pad(env.render(state.states[i], env_params), missing, constant_values=255)
+
+        return self._chosen(params, draw)
 
     def _all_have(self, name):
         return all(getattr(env, name) is not None for env in self.envs)

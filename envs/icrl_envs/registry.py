@@ -4,7 +4,7 @@ import difflib
 import importlib
 from typing import Any
 
-from icrl_envs.task_family import TaskFamily
+from icrl_envs.task_family import TaskFamily, require
 
 FAMILIES: dict[str, str] = {  # name -> where its class is, imported when it is first made
     "gaussian_bandit": "icrl_envs.bandits:GaussianBandit",
@@ -50,6 +50,7 @@ def family(name: str) -> Any:
     Raises:
       ValueError: unknown name; the close ones are listed. Or a path that does not lead to anything.
     """
+    require(isinstance(name, str), "name", name, "that of a family, or an import path 'module:Class'")
     path = name if ":" in name else FAMILIES.get(name)
     if path is None:
         close = difflib.get_close_matches(name, FAMILIES, n=3, cutoff=0.4) or sorted(FAMILIES)

@@ -11,7 +11,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
 from icrl_envs.planning import plan
-from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, require, split_key
+from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, is_number, require, split_key
 
 RewardLaw = Literal["bernoulli", "gaussian"]
 Start = Literal["first", "uniform"]
@@ -73,9 +73,11 @@ class TabularMDP(TaskFamily):
         require(is_int(num_states, 1), "num_states", num_states, "an integer of at least 1")
         require(is_int(num_actions, 2), "num_actions", num_actions, "an integer of at least 2")
         require(is_int(horizon, 1, NEVER - 1), "horizon", horizon, "an integer of at least 1")
-        require(0 < concentration < float("inf"), "concentration", concentration, "a finite number above 0")
+        require(
+            is_number(concentration) and concentration > 0, "concentration", concentration, "a finite number above 0"
+        )
         require(reward_law in get_args(RewardLaw), "reward_law", reward_law, "'bernoulli' or 'gaussian'")
-        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
         require(start in get_args(Start), "start", start, "'first' or 'uniform'")
         self.num_states = num_states
         self._num_actions = num_actions

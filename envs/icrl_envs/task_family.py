@@ -1,6 +1,8 @@
 """A task family: a gymnax environment whose parameters *are* the task."""
 
 import functools
+import math
+import numbers
 from typing import Any, Literal, get_args
 
 import jax
@@ -111,8 +113,14 @@ def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
 
 
 def is_int(value: Any, low: int, high: int = NEVER) -> bool:
-    """Whether `value` is a true integer in `low ..= high` (a bool is not)."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    """Whether `value` is a true integer in `low ..= high`, NumPy's too (a bool is not)."""
+    return isinstance(value, numbers.Integral) and is_number(value, low, high)
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether `value` is a finite real number in `low ..= high`, NumPy's too (a bool is not)."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and -math.inf < value < math.inf and low <= value <= high  # type: ignore[operator]
 
 
 def check_action(env: Environment, params: Any, action: Any) -> None:

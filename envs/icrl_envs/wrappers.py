@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
-from icrl_envs.task_family import TaskFamily, is_int, require
+from icrl_envs.task_family import TaskFamily, is_int, is_number, require
 
 
 class Revealed(NamedTuple):
@@ -156,8 +156,9 @@ class Preferences(Wrapper):
     def __init__(self, env, score, temperature):
         super().__init__(env)
         _require_one(env)
-        require(temperature >= 0, "temperature", temperature, "at least 0 (0: the better action always wins)")
-        self.temperature = temperature
+        allowed = "a finite number of at least 0 (0: the better action always wins)"
+        require(is_number(temperature, 0), "temperature", temperature, allowed)
+        self.temperature = float(temperature)
         # A gap of rewards is no regret where an action changes what comes after it.
         self._knows_regret = not env.episodic or (score is None and env.optimal_advantage is not None)
         if score is None:
@@ -227,6 +228,6 @@ def preferences(env: Environment, score: Callable | None = None, temperature: fl
         it has none, as in bandits, `expected_reward`.
       temperature: at least 0; at 0 the better action always wins, ties by a fair coin.
     Raises:
-      ValueError: negative temperature, no score to compare by, or `env` is `copies(...)`.
+      ValueError: a temperature that is negative or infinite, no score to compare by, or `env` is `copies(...)`.
     """
     return Preferences(env, score, temperature)

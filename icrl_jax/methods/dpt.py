@@ -59,7 +59,6 @@ class DPTConfig:
         if self.shuffle and (self.behaviour == "thompson" or self.num_tasks is None):
             why = "whose actions adapt to the context" if self.num_tasks else "whose contexts are used only once"
             raise ValueError(f"shuffle=True: must be False with {self._source()}, {why}")
-        self.model.check_horizon(self.horizon + 1, "horizon + 1")
         if self.horizon >= self.model.context_len:
             raise ValueError(
                 f"horizon={self.horizon}: must be below model.context_len={self.model.context_len}, "

@@ -99,7 +99,7 @@ def training(
         if stopping and done < schedule.num_chunks:
             raise Interrupted(stopping[0])
 
-    callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule, len(keys)), progress, save]
+    callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule, len(keys), first), progress, save]
     with watch.time("train"), _catch_signals(stopping, console), progress:
         resumed = {"first": first, "state": state, "chunk": chunk}
         return fit(keys, method, schedule, callbacks=callbacks, stop_nonfinite=stop_nonfinite, **resumed)
@@ -146,12 +146,14 @@ def _on_signals(handler) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_runs: int) -> list:
+def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_runs: int, first: int) -> list:
     if not options.tensorboard:
         return []
     from tensorboardX import SummaryWriter
 
-    writers = [SummaryWriter(os.fspath(run_dir / "tensorboard" / f"seed_{s}")) for s in range(num_runs)]
+    stale = first * schedule.updates_per_chunk + 1 if first else None  # what a kill left behind is hidden from here on
+    folders = [os.fspath(run_dir / "tensorboard" / f"seed_{s}") for s in range(num_runs)]
+    writers = [SummaryWriter(folder, purge_step=stale) for folder in folders]
 
     def write(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
         for s, writer in enumerate(writers):

@@ -15,11 +15,15 @@ def tail(distance, bound, margin):
     return 1 / (1 + 9 * (max(distance - bound, 0) / margin) ** 2)
 
 
-STEP = {name: jax.jit(icrl_envs.make(name).step_env) for name in ("reach", "push")}
+def make(name, preset="t2mir", **kwargs):
+    return icrl_envs.make(name, preset, **kwargs)
+
+
+STEP = {name: jax.jit(make(name).step_env) for name in ("reach", "push")}
 
 
 def play(name, task, actions, state=None):
-    state = icrl_envs.make(name).reset_env(KEY, task)[1] if state is None else state
+    state = make(name).reset_env(KEY, task)[1] if state is None else state
     steps = []
     for action in actions:
         obs, state, *rest = STEP[name](KEY, state, jnp.array(action, jnp.float32), task)
@@ -28,7 +32,7 @@ def play(name, task, actions, state=None):
 
 
 def test_reach_worked_by_hand():
-    env = icrl_envs.make("reach", "t2mir")
+    env = make("reach", "t2mir")
     task = env.params(jnp.array([0.0, 0.8, 0.2]), jnp.array([0.1, 0.65, 0.02]))  # 0.2 straight ahead of the hand
     obs, _ = env.reset_env(KEY, task)
     np.testing.assert_allclose(obs, [0, 0.6, 0.2, 1, 0.1, 0.65, 0.02, 0, 0, 0, 1, *7 * [0]])
@@ -50,7 +54,7 @@ def test_reach_worked_by_hand():
 
 
 def test_push_worked_by_hand():
-    env = icrl_envs.make("push", "dicp")
+    env = make("push", "dicp")
     task = env.params(jnp.array([0.0, 0.8, 0.02]), jnp.array([0.0, 0.63, 0.02]))
     state = env.reset_env(KEY, task)[1]
     assert env.reset_env(KEY, task)[0].shape == (11,)
@@ -74,8 +78,40 @@ def test_push_worked_by_hand():
     assert not steps[-3][-1]["success"] and steps[-1][-1]["success"] and steps[-1][2] == 10
 
 
+PRESETS = [(name, preset) for name in ("reach", "push") for preset in ("dicp", "lhf", "icprl", "t2mir")]
+
+
+@pytest.mark.parametrize("name, preset", PRESETS)
+def test_scripted_steps_of_every_preset(name, preset):
+    env = icrl_envs.make(name, preset)
+    task = jax.tree.map(lambda x: x[0], env.tasks("train"))
+    goal, puck, hand = np.float64(task.goal), np.float64(task.puck_start), np.array([0, 0.6, 0.2])
+    margins = [np.linalg.norm(x) for x in (hand - goal, hand - puck, puck - goal)]
+    state, step = env.reset_env(KEY, task)[1], jax.jit(env.step)
+    script = [(1, 1, 1, 0), (-0.5, 0.25, -1, 1), (3, -9, 0.1, -1), "touch", (0, 1, 0, 0)]
+    for action in script:
+        if action == "touch":  # down, 3 cm behind the puck
+            hand = puck - [0, 0.03, 0]
+            state = state.replace(hand=jnp.array(hand, jnp.float32), time=jnp.int32(99))
+            continue
+        hand = hand + 0.01 * np.clip(action, -1, 1)[:3]
+        last = state.time == 99
+        _, state, reward, terminated, truncated, info = step(KEY, state, jnp.array(action, jnp.float32), task)
+        to_goal, to_puck, placed = (np.linalg.norm(x) for x in (hand - goal, hand - puck, puck - goal))
+        if name == "reach":
+            expected = 10 * tail(to_goal, 0.05, margins[0])
+        else:
+            expected = 2 * tail(to_puck, 0.03, margins[1])
+            if last:  # 2 cm from the puck now
+                expected = 2 + 1 + 2 + 5 * tail(placed, 0.05, margins[2])
+        np.testing.assert_allclose(info["final_observation"][:3], hand, atol=1e-6)
+        np.testing.assert_allclose(reward, expected, rtol=1e-4)
+        assert not terminated and truncated == last and not info["success"]
+        assert info["final_observation"].shape == ((11,) if preset in ("dicp", "lhf") else (18,))
+
+
 def test_the_puck_goes_ahead_of_the_hand_along_their_line():
-    env = icrl_envs.make("push")
+    env = make("push")
     task = env.params(jnp.array([0.0, 0.9, 0.02]), jnp.array([0.012, 0.62, 0.02]))
     state = env.reset_env(KEY, task)[1]
     low = state.replace(hand=jnp.array([0.0, 0.6, 0.02]))
@@ -93,7 +129,7 @@ def test_the_puck_goes_ahead_of_the_hand_along_their_line():
 
 
 def test_the_time_limit_truncates_and_resets():
-    env = icrl_envs.make("reach", num_steps=3)
+    env = make("reach", num_steps=3)
     _, state = env.reset(KEY, env.default_params)
     for t in range(1, 4):
         obs, state, _, terminated, truncated, info = env.step(KEY, state, jnp.ones(4), env.default_params)
@@ -104,7 +140,7 @@ def test_the_time_limit_truncates_and_resets():
 
 @pytest.mark.parametrize("name, low, high", [("reach", (-0.1, 0.8, 0.05), (0.1, 0.9, 0.3)), ("push", *2 * [None])])
 def test_tasks_follow_their_law(name, low, high, getkey):
-    env = icrl_envs.make(name)
+    env = make(name, num_train=None)
     tasks = icrl_envs.sample_tasks(env, getkey(), 20_000)
     goal, puck = np.asarray(tasks.goal), np.asarray(tasks.puck_start)
     low, high = low or (-0.1, 0.8, 0.02), high or (0.1, 0.9, 0.02)
@@ -124,7 +160,7 @@ def test_tasks_follow_their_law(name, low, high, getkey):
     [("t2mir", 18, 45, 5), ("dicp", 11, 50, 50), ("lhf", 11, 50, 50), ("icprl", 18, 45, 5)],
 )
 def test_presets(name, preset, obs_size, train, test):
-    env = icrl_envs.make(name, preset)
+    env = make(name, preset)
     assert env.observation_space().shape == (obs_size,) and env.default_params.max_steps_in_episode == 100
     goals = [{tuple(goal) for goal in np.asarray(env.tasks(split).goal)} for split in ("train", "test", "all")]
     assert [len(g) for g in goals] == [train, test, train + test]
@@ -132,7 +168,7 @@ def test_presets(name, preset, obs_size, train, test):
 
 
 def test_the_reach_oracle_gets_the_optimal_return_and_no_walk_beats_it(getkey):
-    env = icrl_envs.make("reach", num_steps=40)
+    env = make("reach", num_steps=40, num_train=None)
     task = icrl_envs.sample_tasks(env, getkey(), 31)
 
     @jax.jit
@@ -155,11 +191,11 @@ def test_the_reach_oracle_gets_the_optimal_return_and_no_walk_beats_it(getkey):
     optimal = jax.vmap(env.optimal_return)(task)
     np.testing.assert_allclose(best, optimal, rtol=1e-5)
     assert (np.asarray(other) <= np.asarray(optimal)).all()
-    assert icrl_envs.make("push").optimal_return is None and icrl_envs.make("push").optimal_action is None
+    assert make("push").optimal_return is None and make("push").optimal_action is None
 
 
 def test_the_optimal_return_is_that_of_the_tasks_own_time_limit():
-    long, short = (icrl_envs.make("reach", num_steps=n) for n in (30, 7))
+    long, short = (make("reach", num_steps=n) for n in (30, 7))
     best = lambda env, limit: env.optimal_return(env.default_params.replace(max_steps_in_episode=limit))
     np.testing.assert_allclose(best(long, 7), best(short, 7), rtol=1e-5)
     assert jnp.isnan(best(short, 8)) and best(long, 30) > best(long, 29)
@@ -167,14 +203,14 @@ def test_the_optimal_return_is_that_of_the_tasks_own_time_limit():
 
 @pytest.mark.parametrize("name", ["reach", "push"])
 def test_expected_reward_is_the_reward(name, getkey):
-    env = icrl_envs.make(name)
+    env = make(name)
     task = env.sample_task(getkey())
     state, action = env.reset(getkey(), task)[1], jax.random.uniform(getkey(), (4,), minval=-2.0)
     assert env.expected_reward(state, action, task) == env.step_env(getkey(), state, action, task)[2]
 
 
 def test_a_plain_pusher_succeeds_everywhere(getkey):
-    env = icrl_envs.make("push", "t2mir")
+    env = make("push", "t2mir")
 
     def pusher(state, task):  # over the table to behind the puck, down, then through it until it is there
         line = task.goal - state.puck
@@ -209,7 +245,7 @@ REAL = st.floats(-100, 100, width=32)
     st.lists(st.floats(0, 1), min_size=7, max_size=7),
 )
 def test_everything_stays_in_its_box(name, action, u):
-    env, task = icrl_envs.make(name), icrl_envs.make(name).default_params
+    env, task = make(name), make(name).default_params
     low, high = np.array([-0.5, 0.4, 0.02]), np.array([0.5, 1.0, 0.5])
     state = env.reset_env(KEY, task)[1].replace(
         hand=jnp.array(low + u[:3] * (high - low), jnp.float32),
@@ -226,7 +262,7 @@ def test_everything_stays_in_its_box(name, action, u):
 
 @pytest.mark.parametrize("name", ["reach", "push"])
 def test_render_shows_hand_puck_and_goal(name):
-    env = icrl_envs.make(name)
+    env = make(name)
     image = np.asarray(jax.jit(env.render)(env.reset(KEY, env.default_params)[1], env.default_params))
     assert image.shape == (96, 192, 3) and image.dtype == np.uint8
     for half in (image[:, :96], image[:, 96:]):
@@ -234,7 +270,13 @@ def test_render_shows_hand_puck_and_goal(name):
         assert {icrl_envs.drawing.BLUE, icrl_envs.drawing.ORANGE, icrl_envs.drawing.GREEN} <= colours
 
 
-@pytest.mark.parametrize("obs_size", [39, 11.5, "18"])
+@pytest.mark.parametrize("obs_size", [39, 11.5, 11.0, "18"])
 def test_wrong_observation_sizes_are_refused(obs_size):
     with pytest.raises(ValueError, match=f"^obs_size={obs_size!r}: must be 11 or 18$"):
-        icrl_envs.make("reach", obs_size=obs_size)
+        make("reach", obs_size=obs_size)
+
+
+@pytest.mark.parametrize("name", ["reach", "push"])
+def test_a_preset_must_be_chosen(name):
+    with pytest.raises(ValueError, match=f"preset=None: papers differ on {name}; choose one of 't2mir', 'dicp', "):
+        icrl_envs.make(name)

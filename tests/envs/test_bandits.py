@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from two_episodes import on_host
 
 import icrl_envs
+from icrl_envs.task_family import is_int, is_number
 
 N = 40_000
 
@@ -37,6 +41,64 @@ def test_bernoulli_rewards_are_0_or_1_with_the_mean_of_the_arm(getkey):
         x = draw(env, env.default_params, arm, getkey())
         assert set(np.unique(x)) <= {0.0, 1.0}
         assert abs(x.mean() - mean) <= 5 * np.sqrt(mean * (1 - mean) / N)
+
+
+@functools.partial(on_host, static_argnums=0)
+def pull(env, task, arms, key):
+    """Pulls these arms, one after the other."""
+
+    def step(state, arm):
+        obs, state, *rest, _ = env.step(key, state, arm, task)
+        return state, (obs, *rest)
+
+    return jax.lax.scan(step, env.reset(key, task)[1], arms)[1]
+
+
+@pytest.mark.parametrize(
+    "name, preset, task, arms, rewards",
+    [  # tasks in which nothing is left to chance; arms outside are clipped to the first and the last
+        (
+            *("gaussian_bandit", "dpt", {"means": [0.1, 0.9, 0.3, 0.5, 0.7], "noise_sd": 0.0}),
+            *([0, 3, 1, 1, 4, -1, 5], [0.1, 0.5, 0.9, 0.9, 0.7, 0.1, 0.7]),
+        ),
+        ("bernoulli_bandit", "dpt", {"means": [0, 1, 0, 1, 1]}, [0, 1, 1, 2, 4, -7, 9], [0, 1, 1, 0, 1, 0, 1]),
+        ("bernoulli_bandit", "ad", {"means": 5 * [0, 1]}, [0, 1, 9, 8, 7, -1, 10], [0, 1, 1, 0, 1, 0, 1]),
+        (  # sums of two neighbours among the standard normals of that seed
+            *("linear_bandit", "dpt", {"theta": 2 * [np.sqrt(2)], "noise_sd": 0.0}),
+            *([0, 1, 4, 2, 1, -1], [-0.71954053, 1.12005507, -2.22698858, 0.16657421, 1.12005507, -0.71954053]),
+        ),
+    ],
+)
+def test_scripted_pulls(name, preset, task, arms, rewards, getkey):
+    env = icrl_envs.make(name, preset)
+    task = env.default_params.replace(**{field: jnp.array(value, jnp.float32) for field, value in task.items()})
+    obs, got, terminated, truncated = pull(env, task, np.array(arms, np.int32), getkey())
+    np.testing.assert_allclose(got, rewards, rtol=1e-5)
+    assert (obs == 1).all() and got.dtype == np.float32 and not terminated.any() and not truncated.any()
+
+
+@functools.partial(on_host, static_argnums=0)
+def pull_and_clip(env, seed, arm):
+    key_task, key = jax.random.split(jax.random.key(seed))
+    task = env.sample_task(key_task)
+    state, inside = env.reset_env(key, task)[1], jnp.clip(arm, 0, env.num_arms - 1)
+    rewards = jnp.stack([env.step_env(key, state, a, task)[2] for a in (arm, inside)])
+    return rewards, env.means(task), inside
+
+
+ONE_OF_EACH = [icrl_envs.make(*name) for name in (("gaussian_bandit", "dpt"), ("bernoulli_bandit", "ad"))]
+ONE_OF_EACH += [icrl_envs.make("linear_bandit", "dpt")]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(ONE_OF_EACH), st.integers(0, 2**31 - 1), st.integers(-(2**31), 2**31 - 1))
+def test_rewards_are_bounded_and_arms_clipped(env, seed, arm):
+    (reward, clipped), means, inside = pull_and_clip(env, np.int32(seed), np.int32(arm))
+    assert np.isfinite(reward) and reward == clipped and inside == min(max(arm, 0), env.num_arms - 1)
+    if env.name == "BernoulliBandit":
+        assert reward in (0, 1)
+    else:
+        assert abs(reward - means[inside]) < 6 * 0.3  # float32 normals go no farther
 
 
 @pytest.mark.parametrize("name", ["gaussian_bandit", "bernoulli_bandit"])
@@ -139,6 +201,11 @@ def test_wrong_numbers_of_arms_are_refused(name, num_arms):
         ("gaussian_bandit", "noise_sd", -0.1, "a finite number of at least 0"),
         ("gaussian_bandit", "noise_sd", float("inf"), "a finite number of at least 0"),
         ("gaussian_bandit", "noise_sd", float("nan"), "a finite number of at least 0"),
+        ("gaussian_bandit", "noise_sd", "x", "a finite number of at least 0"),
+        ("gaussian_bandit", "noise_sd", True, "a finite number of at least 0"),
+        ("linear_bandit", "noise_sd", None, "a finite number of at least 0"),
+        ("bernoulli_bandit", "odd_share", "1", "None or a number in 0 ..= 1"),
+        ("bernoulli_bandit", "odd_share", True, "None or a number in 0 ..= 1"),
         ("bernoulli_bandit", "odd_share", 1.5, "None or a number in 0 ..= 1"),
         ("bernoulli_bandit", "odd_share", -0.1, "None or a number in 0 ..= 1"),
         ("linear_bandit", "noise_sd", -1.0, "a finite number of at least 0"),
@@ -150,6 +217,20 @@ def test_wrong_numbers_of_arms_are_refused(name, num_arms):
 def test_wrong_arguments_are_refused(name, argument, value, allowed):
     with pytest.raises(ValueError, match=f"^{argument}={value!r}: must be {allowed}"):
         icrl_envs.make(name, **{argument: value})
+
+
+def test_numpy_scalars_are_numbers():
+    env = icrl_envs.make("linear_bandit", num_arms=np.int64(7), dim=np.int32(3), noise_sd=np.float32(0.5))
+    assert env.features.shape == (7, 3) and env.default_params.noise_sd == 0.5
+    assert icrl_envs.make("bernoulli_bandit", odd_share=np.float64(0.5)).odd_share == 0.5
+    assert not is_int(np.bool_(True), 0) and not is_number(np.bool_(True)) and not is_number(np.nan)
+
+
+def test_the_preset_of_dit():
+    env = icrl_envs.make("linear_bandit", "dit")
+    assert env.features.shape == (20, 10) and env.default_params.theta.shape == (10,)
+    np.testing.assert_allclose(env.default_params.noise_sd**2, 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(env.features, icrl_envs.make("dueling_bandit", "icprl").features)
 
 
 def test_an_unknown_environment_names_the_close_ones():

@@ -342,6 +342,7 @@ def test_render_shows_key_door_and_agent():
         ("terminate_on_door", 0, "one of False, True"),
         ("pairs", "distinct", "one of 'all', 'apart'"),
         ("observation", "key", "one of 'cell', 'index', 'one_hot', 'timed'"),
+        ("train_fraction", "0.5", "strictly between 0 and 1"),
         ("train_fraction", 0.0, "strictly between 0 and 1"),
     ],
 )

@@ -59,6 +59,8 @@ SCRIPTS = [
     ("dark_room", "relic", (0, 0), "00", "4 1 3 0 1", "00 00 00 10 00", "11101", ""),
     ("dark_room", "t2mir", (1, 0), "00", "0 0 1", "10 20 10", "101", ""),
     ("dark_room", "icprl", (0, 1), "00", "2 2 3", "01 02 01", "101", ""),
+    ("dark_room", "dit", (4, 6), "36", "0 4 1 3 2 0", "46 46 36 35 36 46", "110001", ""),
+    ("dark_room", "dit", (9, 0), "90", "4 " * 100, "90 " * 100, "1" * 100, "truncated"),
     ("dark_room", "dicp", (6, 4), "44", "0 0 4 2 3", "54 64 64 65 64", "01101", ""),
     ("dark_room", "dicp", (4, 4), "44", "4 " * 20, "44 " * 20, "1" * 20, "truncated"),
     ("dark_room", "lhf", (4, 2), "44", "3 3 1", "43 42 32", "010", ""),
@@ -75,13 +77,17 @@ SCRIPTS = [
 ]
 
 
-DIT = ("dark_room", "dit")  # starts anywhere, else "dpt"
-
-
 def test_every_preset_has_a_script():
-    assert {(name, preset) for name, preset, *_ in SCRIPTS} == set(ROOMS) - {
-        ("dark_room", "dit")
-    }  # dit: starts anywhere
+    assert {(name, preset) for name, preset, *_ in SCRIPTS} == set(ROOMS)
+
+
+def key_of_start(env, task, cell):
+    """A key from which an episode starts there."""
+    if env.start != "random":
+        return jax.random.key(0)
+    keys = jax.random.split(jax.random.key(0), 1000)
+    starts = jax.jit(jax.vmap(lambda key: env.reset(key, task)[0]))(keys)
+    return keys[np.flatnonzero((np.asarray(starts) == cell).all(1))[0]]
 
 
 @pytest.mark.parametrize("name, preset, task, start, actions, path, rewards, end", SCRIPTS)
@@ -90,9 +96,9 @@ def test_scripted_episodes(name, preset, task, start, actions, path, rewards, en
     field = "permutation" if name == "dark_room_permuted" else "goal"
     params = env.default_params.replace(**{field: jnp.array(task, jnp.int32)})
     actions = jnp.array([int(a) for a in actions.split()], jnp.int32)
-    first, *steps = play(env, params, actions, jax.random.key(0))
     expected = [[int(c, 17) for c in cell] for cell in [start, *(path.split() if path else [])]]
     expected = np.array(expected)
+    first, *steps = play(env, params, actions, key_of_start(env, params, expected[0]))
     if env.observation == "index":
         expected = expected[:, 0] * env.size + expected[:, 1]
     obs, reward, terminated, truncated = map(np.asarray, steps)
@@ -391,6 +397,7 @@ def test_render_shows_agent_and_goal():
         ("reward", "shaped", "one of 'dense', 'sparse'"),
         ("terminate_on_goal", 1, "one of False, True"),
         ("observation", "pixels", "one of 'cell', 'index', 'one_hot'"),
+        ("train_fraction", "0.5", "strictly between 0 and 1"),
         ("train_fraction", 1.0, "strictly between 0 and 1"),
         ("train_fraction", 0.001, "such that train and test both get some of the 100 tasks"),
         ("split_seed", -1, "an integer in 0 ..= 2147483647"),

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from two_episodes import on_host
 
 import icrl_envs
@@ -57,6 +59,26 @@ def test_labels_and_regrets_worked_by_hand(pair, temperature, p, weak, strong, g
     np.testing.assert_allclose(info["reward"], UTILITIES[info["winner"]], atol=1e-6)
 
 
+@on_host
+def duel_and_clip(seed, pair):
+    env, key = bandit(), jax.random.key(seed)
+    state = env.reset_env(key, env.default_params)[1]
+    return [env.step_env(key, state, p, env.default_params) for p in (pair, jnp.clip(pair, 0, 4))]
+
+
+ARM = st.integers(-(2**31), 2**31 - 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31 - 1), ARM, ARM)
+def test_bounds_hold_and_pairs_are_clipped(seed, first, second):
+    one, clipped = duel_and_clip(np.int32(seed), np.array([first, second], np.int32))
+    chex.assert_trees_all_equal(one, clipped)
+    _, _, label, _, info = one
+    assert label in (0, 1) and 0 <= info["weak_regret"] <= info["strong_regret"] <= 0.5
+    assert np.isfinite(info["reward"]) and info["winner"] in np.clip([first, second], 0, 4)
+
+
 def test_gaps_are_of_the_probability_and_those_of_the_wrapper_of_the_score(getkey):
     """Only what scores a choice differs: labels, winners and rewards are the same."""
     env = bandit()
@@ -94,7 +116,8 @@ def test_the_preset_and_the_name():
     [
         ("num_arms", 1, "an integer of at least 2"),
         ("dim", 0, "an integer of at least 1"),
-        ("temperature", -0.5, "at least 0"),
+        ("temperature", -0.5, "a finite number of at least 0"),
+        ("temperature", "1", "a finite number of at least 0"),
         ("feature_seed", -1, "an integer in 0"),
     ],
 )

@@ -158,6 +158,11 @@ def test_every_gymnax_environment_traces(name):
     assert after[2].dtype == jnp.float32 and after[3].dtype == after[4].dtype == bool
 
 
+def test_brax_is_quiet(capfd):  # before the others, as its import prints too
+    from_brax("inverted_pendulum", backend="spring")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_tasks_of_brax_are_traced_numbers(getkey):
     """Fast moves by `_dt` a step; tasks of different `_dt` share one trace."""
     env = from_brax("fast", lambda key, split: {"_dt": jax.random.uniform(key, minval=0.1)}, max_steps_in_episode=3)
@@ -349,6 +354,7 @@ def test_wrong_arguments_are_refused(call, message):
         ({"benchmark": "tiny"}, "benchmark='tiny': must be one of trivial"),
         ({"benchmark": "small-1m", "rulesets": ()}, "benchmark='small-1m': must be None where rulesets are given"),
         ({"train_fraction": 1.0}, r"train_fraction=1.0: must be a number in \(0, 1\)"),
+        ({"train_fraction": "x"}, r"train_fraction='x': must be a number in \(0, 1\)"),
         ({"num_rulesets": 1}, r"num_rulesets=1: must be an integer in 2 \.\.= 1000, the number of rulesets"),
         ({"env": "MiniGrid-FourRooms", "num_rulesets": 3}, "num_rulesets=3: must be None, because MiniGrid-FourRooms"),
     ],

@@ -201,12 +201,44 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripted_episodes(name, task):
-    start, script, spl = SCRIPTS[name]
-    state = at(TINY, task, *start)
+    follow(TINY, task, *SCRIPTS[name])
+
+
+@pytest.mark.parametrize("preset, side", [("relic", 19), ("relic_large", 31)])
+def test_scripted_episodes_of_the_presets(preset, side):
+    """Four equal rooms with a door in each wall; an object of the first kind and one of the last."""
+    env, middle = icrl_envs.make("house_navigation", preset), side // 2
+    cells = np.zeros((side, side), np.uint8)
+    cells[[0, middle, -1]] = cells[:, [0, middle, -1]] = 1
+    for door in ((4, middle), (side - 5, middle), (middle, 4), (middle, side - 5)):
+        cells[door] = 2
+    cells[1, 1], cells[4, middle + 3] = 3, 3 + 19
+    task = jitted(env, "house")(jnp.asarray(cells))
+    through_the_door = [
+        (FORWARD, (4, middle - 1), EAST, 0.999, False, False),
+        (FORWARD, (4, middle), EAST, 0.999, False, False),
+        (RIGHT, (4, middle), SOUTH, -0.001, False, False),
+        (FORWARD, (4, middle), SOUTH, -0.001, False, False),  # a wall
+        (LEFT, (4, middle), EAST, -0.001, False, False),
+        (FORWARD, (4, middle + 1), EAST, 0.999, False, False),
+        (STOP, (4, middle + 1), EAST, 1.999, True, True),
+    ]
+    follow(env, task, (4, middle - 2, EAST, 19), through_the_door, 6 / 7)  # the oracle: 5 forward and stop
+    turned = [(LEFT, (1, 3), WEST, -0.001, False, False), (STOP, (1, 3), WEST, 1.999, True, True)]
+    follow(env, task, (1, 3, NORTH, 0), turned, 4 / 4)  # the oracle: left, 2 forward and stop
+    follow(env, task, (4, 1, NORTH, 0), [(STOP, (4, 1), NORTH, -0.001, True, False)], 0)
+    state = at(env, task, 4, 1, NORTH, 0)
+    assert not env.is_truncated(state.replace(time=jnp.int32(199)), task)
+    assert env.is_truncated(state.replace(time=jnp.int32(200)), task) and env.num_kinds == 20
+
+
+def follow(env, task, start, script, spl):
+    """Takes the steps of a script and compares everything they give."""
+    state = at(env, task, *start)
     for i, (action, position, heading, reward, terminated, success) in enumerate(script):
-        sure = jitted(TINY, "expected_reward")(state, jnp.int32(action), task)
+        sure = jitted(env, "expected_reward")(state, jnp.int32(action), task)
         args = (jax.random.key(0), state, jnp.int32(action), task)
-        _, state, got, ended, info = jitted(TINY, "step_env")(*args)
+        _, state, got, ended, info = jitted(env, "step_env")(*args)
         assert tuple(state.position.tolist()) == position and state.heading == heading and state.time == i + 1
         np.testing.assert_allclose([got, sure], reward, atol=1e-6)
         assert ended == terminated and info["success"] == success

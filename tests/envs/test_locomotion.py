@@ -36,8 +36,8 @@ class Walk:
 
 
 @functools.cache
-def walk(name, num_steps, backend="spring", **kwargs):
-    return Walk(icrl_envs.make(name, num_steps=num_steps, backend=backend, **kwargs), num_steps + 1)
+def walk(name, num_steps, preset=None, **kwargs):
+    return Walk(icrl_envs.make(name, preset, num_steps=num_steps, **kwargs), num_steps + 1)
 
 
 def torso(state):
@@ -88,7 +88,7 @@ def check_a_walk(name, walked, num_steps, getkey):
 
 
 def test_a_cheetah_is_paid_for_its_velocity_in_one_trace_for_all_tasks(getkey):
-    obs, state, _ = check_a_walk("cheetah_vel", walk("cheetah_vel", 4, torso_position=True), 4, getkey)
+    obs, state, _ = check_a_walk("cheetah_vel", walk("cheetah_vel", 4, "t2mir"), 4, getkey)
     physics = state.physics
     np.testing.assert_array_equal(obs, np.concatenate([physics.q[..., 1:], physics.qd, torso(state)], -1))
 
@@ -103,6 +103,21 @@ def test_whole_episodes_of_random_play(name, getkey):
         np.testing.assert_allclose(obs[..., 0], torso(state)[..., 2])
         assert np.abs(obs[..., 8:]).max() <= 10
         np.testing.assert_allclose(first[:, 0], 1.25, atol=0.006)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, preset", [("cheetah_vel", "dit"), ("walker_params", "t2mir")])
+def test_a_step_of_the_presets(name, preset, getkey):
+    env, action = icrl_envs.make(name, preset), jax.random.uniform(getkey(), (6,), minval=-2.0, maxval=2.0)
+    state, step = env.reset_env(getkey(), env.default_params)[1], jax.jit(env.step_env)
+    for split in ("train", "test"):
+        tasks = env.tasks(split)
+        one = jax.tree.map(lambda x: x[0], tasks)
+        obs, after, reward, terminated, _ = step(getkey(), state, action, one)
+        by_hand = reward_by_hand(name, jax.tree.map(lambda x: x[:1], tasks), action, state, after, env.dt)
+        np.testing.assert_allclose(reward, np.ravel(by_hand)[0], atol=1e-3)
+        assert obs.shape == env.observation_space().shape and not terminated
+        assert not env.is_truncated(after, one) and env.is_truncated(after.replace(time=jnp.int32(200)), one)
 
 
 @pytest.mark.slow
@@ -194,10 +209,13 @@ def test_the_laws_of_tasks(getkey):
     [
         ("ant_dir", "backend", "mujoco", "one of 'spring', 'positional', 'generalized', 'mjx'"),
         ("cheetah_vel", "max_velocity", 0.0, "a finite number above 0"),
+        ("cheetah_vel", "max_velocity", "3", "a finite number above 0"),
+        ("cheetah_vel", "max_velocity", True, "a finite number above 0"),
         ("cheetah_vel", "torso_position", 1, "True or False"),
         ("cheetah_vel", "test_velocities", (1.0,), r"None or, beside num_train, at least one number in 0 \.\.= 3.0"),
         ("cheetah_dir", "num_steps", 0, "an integer in 1 ..= 2147483646"),
         ("walker_params", "log_scale", 4.0, "a number above 0 and at most 3"),
+        ("walker_params", "log_scale", None, "a number above 0 and at most 3"),
         ("walker_params", "num_train", 2.5, "None or an integer of at least 1"),
     ],
 )

@@ -19,14 +19,16 @@ SHIPS = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
 HIT, MISS = 1 / 3, -1 / 6
 
 
-@on_host
-def play(ships, actions):
-    def step(state, action):
-        obs, state, reward, terminated, _ = SMALL.step_env(jax.random.key(0), state, action, TASK)
-        return state, (obs[0], reward, terminated, SMALL.is_truncated(state, TASK))
+@functools.partial(on_host, static_argnums=0)
+def play(env, ships, actions):
+    task = env.default_params
 
-    first, _ = SMALL.reset_env(jax.random.key(0), TASK)
-    state = BattleshipState(time=jnp.int32(0), ships=ships, shots=jnp.zeros((3, 3), bool))
+    def step(state, action):
+        obs, state, reward, terminated, _ = env.step_env(jax.random.key(0), state, action, task)
+        return state, (obs[0], reward, terminated, env.is_truncated(state, task))
+
+    first, _ = env.reset_env(jax.random.key(0), task)
+    state = BattleshipState(time=jnp.int32(0), ships=ships, shots=jnp.zeros(ships.shape, bool))
     return first, *jax.lax.scan(step, state, jnp.asarray(actions, jnp.int32))[1]
 
 
@@ -41,11 +43,26 @@ def play(ships, actions):
     ],
 )
 def test_a_scripted_game(shots, hits, terminated, truncated):
-    first, *rest = play(SHIPS, shots)
+    first, *rest = play(SMALL, SHIPS, shots)
     np.testing.assert_array_equal(first, [0])
     rewards = np.where(hits, HIT, MISS)
     for got, expected in zip(rest, (hits, rewards, terminated, truncated), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preset, size, water", [("easy", 8, 52), ("medium", 10, 88), ("hard", 12, 132)])
+def test_a_scripted_game_of_every_preset(preset, size, water):
+    """The ships of 2, 3, 3 and 4 cells lie at the left of the first four rows; they are sunk one after the other."""
+    env, ships = icrl_envs.make("battleship", preset), np.zeros((size, size), bool)
+    for row, length in enumerate((2, 3, 3, 4)):
+        ships[row, :length] = True
+    shots = [0, 0, size - 1, 99999, *np.flatnonzero(ships)[1:]]
+    hits = [1, 0, 0, 0] + 11 * [1]
+    first, hit, reward, terminated, truncated = play(env, ships, shots)
+    np.testing.assert_array_equal(hit, hits)
+    np.testing.assert_allclose(reward, np.where(hits, 1 / 12, -1 / water), rtol=1e-6)
+    np.testing.assert_array_equal(terminated, 14 * [0] + [1])
+    assert first == 0 and not truncated.any() and env.default_params.max_steps_in_episode == size**2
 
 
 @pytest.mark.parametrize("preset, size", [("easy", 8), ("medium", 10), ("hard", 12)])

@@ -44,7 +44,7 @@ def oracle_at_times(env, state, task, action):
     return jnp.where(action % 3 == 0, action, env.optimal_action(state, task))
 
 
-@pytest.mark.parametrize("preset, decks, kinds", [("easy", 1, 2), ("hard", 4, 13)])
+@pytest.mark.parametrize("preset, decks, kinds", [("easy", 1, 2), ("medium", 2, 4), ("hard", 4, 13)])
 def test_counts_follow_the_definition(preset, decks, kinds, getkey):
     """Rewards and ends recomputed from nothing but what was shown."""
     env, n = COUNTING[preset], 52 * decks
@@ -88,7 +88,7 @@ def test_a_count_includes_the_card_on_show_and_goes_up_to_all():
     assert reward(action=jnp.int32(99)) == reward(action=jnp.int32(4)) > 0  # clipped
 
 
-@pytest.mark.parametrize("preset, n", [("easy", 52), ("hard", 156)])
+@pytest.mark.parametrize("preset, n", [("easy", 52), ("medium", 104), ("hard", 156)])
 def test_guesses_follow_the_definition(preset, n, getkey):
     env = GUESSING[preset]
     obs, _, action, reward, terminated, _ = play(env, oracle_at_times, getkey(), np.arange(n - 1))

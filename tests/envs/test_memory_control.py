@@ -1,5 +1,6 @@
 """The stateless cart poles and pendulums; their physics against gymnax's, which is written down separately."""
 
+import functools
 import itertools
 
 import jax
@@ -127,6 +128,48 @@ def test_the_oracle_never_drops_the_pole(preset, T, getkey):
     np.testing.assert_allclose(reward.sum(1), env.optimal_return(TASK), rtol=1e-5)
 
 
+@functools.partial(on_host, static_argnums=0)
+def step_each(env, states, actions):
+    def step(state, action):
+        _, after, reward, terminated, _ = env.step_env(jax.random.key(0), state, action, env.default_params)
+        return reward, terminated, env.is_truncated(after, env.default_params)
+
+    return jax.vmap(step)(states, actions)
+
+
+@pytest.mark.parametrize(
+    "name, lengths",
+    [
+        ("stateless_cartpole", (200, 400, 600)),
+        ("noisy_stateless_cartpole", (200, 200, 200)),
+        ("stateless_pendulum", (200, 150, 100)),
+        ("noisy_stateless_pendulum", (200, 200, 200)),
+    ],
+)
+def test_rewards_and_lengths_of_every_preset(name, lengths):
+    script = [  # state, action, reward times length, terminated
+        (cart(0, 0, 0, 0), 0, 1, False),
+        (cart(0, 0, 0, 0), 7, 1, False),
+        (cart(2.39, 1, 0, 0), 1, 1, True),
+    ]
+    if "pendulum" in name:
+        script = [
+            (rod(0, 0), [0.0], 1, False),
+            (rod(np.pi, 8), [99.0], -1, False),
+            (rod(1, 2), [-1.0], 1 - 2 * (1 + 0.1 * 4 + 0.001) / 16.2736044, False),
+        ]
+    states, actions, pays, ends = zip(*script, strict=True)
+    states = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    for preset, T in zip(("easy", "medium", "hard"), lengths, strict=True):
+        env = icrl_envs.make(name, preset)
+        for time, last in ((0, False), (T - 2, False), (T - 1, True)):
+            timed = states.replace(time=jnp.full(3, time, jnp.int32))
+            reward, terminated, truncated = step_each(env, timed, jnp.array(actions))
+            np.testing.assert_allclose(reward, np.array(pays) / T, rtol=1e-5)
+            np.testing.assert_array_equal(terminated, ends)
+            np.testing.assert_array_equal(truncated, last)
+
+
 @pytest.mark.parametrize("preset, T", [("easy", 200), ("medium", 150), ("hard", 100)])
 def test_pendulum_presets(preset, T):
     env = icrl_envs.make("stateless_pendulum", preset)
@@ -221,6 +264,7 @@ def test_pictures_follow_the_state():
         ("stateless_cartpole", {"num_steps": 0}, "num_steps=0: must be an integer of at least 1"),
         ("stateless_cartpole", {"observed": "all"}, "observed='all': must be 'positions' or 'velocities'"),
         ("noisy_stateless_cartpole", {"noise_sd": -0.1}, "noise_sd=-0.1: must be a finite number of at least 0"),
+        ("noisy_stateless_cartpole", {"noise_sd": "x"}, "noise_sd='x': must be a finite number of at least 0"),
         ("stateless_pendulum", {"num_steps": 2.0}, "num_steps=2.0: must be an integer of at least 1"),
         ("noisy_stateless_pendulum", {"noise_sd": np.inf}, "noise_sd=inf: must be a finite number of at least 0"),
     ],

@@ -20,16 +20,18 @@ NEW, AGAIN, MINE = 0.1, -0.5 / 8, -0.6
 
 
 def state_of(mines, viewed=()):
-    return MineSweeperState(time=jnp.int32(0), mines=mines, viewed=np.isin(np.arange(12), viewed))
+    return MineSweeperState(time=jnp.int32(0), mines=mines, viewed=np.isin(np.arange(len(mines)), viewed))
 
 
-@on_host
-def play(mines, actions):
+@functools.partial(on_host, static_argnums=0)
+def play(env, mines, actions):
+    task = env.default_params
+
     def step(state, action):
-        obs, state, reward, terminated, _ = SMALL.step_env(jax.random.key(0), state, action, TASK)
-        return state, (obs, reward, terminated, SMALL.is_truncated(state, TASK))
+        obs, state, reward, terminated, _ = env.step_env(jax.random.key(0), state, action, task)
+        return state, (obs, reward, terminated, env.is_truncated(state, task))
 
-    first, _ = SMALL.reset_env(jax.random.key(0), TASK)
+    first, _ = env.reset_env(jax.random.key(0), task)
     return first, *jax.lax.scan(step, state_of(mines), jnp.asarray(actions, jnp.int32))[1]
 
 
@@ -46,11 +48,29 @@ def play(mines, actions):
     ],
 )
 def test_a_scripted_game(clicks, rewards, terminated, truncated):
-    first, obs, *rest = play(MINES, clicks)
+    first, obs, *rest = play(SMALL, MINES, clicks)
     np.testing.assert_array_equal(first, [1, 0, 0])
     np.testing.assert_array_equal(obs, np.eye(3)[[COUNTS[np.clip(cell, 0, 11)] for cell in clicks]])
     for got, expected in zip(rest, (rewards, terminated, truncated), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "preset, n, clicks, counts",
+    [  # the mines are the first cells: 2 of 16, 6 of 36, 10 of 64
+        ("easy", 14, [15, 4, 2, 4, 3, 0], [0, 2, 1, 2, 0, 2]),
+        ("medium", 30, [35, 6, 7, 6, 12, 0], [0, 2, 3, 2, 0, 2]),
+        ("hard", 54, [63, 10, 16, 10, 24, 0], [0, 4, 2, 4, 0, 4]),
+    ],
+)
+def test_a_scripted_game_of_every_preset(preset, n, clicks, counts):
+    """Three new cells, the second again, a new one, a mine."""
+    env = icrl_envs.make("minesweeper", preset)
+    _, obs, reward, terminated, truncated = play(env, np.arange(env.num_actions) < env.num_mines, clicks)
+    np.testing.assert_array_equal(obs.argmax(1), counts)
+    np.testing.assert_allclose(reward, [1 / n, 1 / n, 1 / n, -0.5 / (n - 2), 1 / n, -0.5 - 1 / n], rtol=1e-6)
+    np.testing.assert_array_equal(terminated, [0, 0, 0, 0, 0, 1])
+    assert not truncated.any() and env.default_params.max_steps_in_episode == n + 1
 
 
 @pytest.mark.parametrize("preset, n, counts", [("easy", 14, 3), ("medium", 30, 7), ("hard", 54, 10)])

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from two_episodes import on_host
 
 import icrl_envs
@@ -19,6 +21,25 @@ ENVS = {
     "autoencode": icrl_envs.make("autoencode"),
 }
 SPADE, DIAMOND, CLUB, HEART = range(4)
+LENGTHS = {
+    ("repeat_first", "easy"): 51,
+    ("repeat_first", "medium"): 415,
+    ("repeat_first", "hard"): 831,
+    ("repeat_previous", "easy"): 51,
+    ("repeat_previous", "medium"): 103,
+    ("repeat_previous", "hard"): 155,
+    ("autoencode", "easy"): 103,
+    ("autoencode", "medium"): 207,
+    ("autoencode", "hard"): 311,
+}
+QUESTIONS = {  # whose answers pay 1 / QUESTIONS; k
+    ("repeat_first", "medium"): (415, None),
+    ("repeat_first", "hard"): (831, None),
+    ("repeat_previous", "medium"): (104 - 32, 32),
+    ("repeat_previous", "hard"): (156 - 64, 64),
+    ("autoencode", "medium"): (104, None),
+    ("autoencode", "hard"): (156, None),
+}
 
 
 @functools.partial(on_host, static_argnames="env")
@@ -68,6 +89,27 @@ def test_an_episode_follows_the_definition(name, getkey):
     assert (obs[:, -4:].sum(-1) == 1).all()
 
 
+@pytest.mark.parametrize("name, preset", QUESTIONS)
+def test_an_episode_of_every_preset_follows_the_definition(name, preset, getkey):
+    """The first half of the answers is right."""
+    env, T, (questions, k) = icrl_envs.make(name, preset), LENGTHS[name, preset], QUESTIONS[name, preset]
+    key = getkey()
+    shown = suits(name, play(env, np.zeros(T, np.int32), key)[0])
+    if name == "repeat_first":
+        asked = np.full(T, shown[0])
+    elif name == "repeat_previous":
+        asked = np.append(np.full(k - 1, -1), shown[: T + 1 - k])
+    else:
+        asked = np.append(np.full(questions - 1, -1), shown[:questions][::-1])
+    actions = np.where(np.arange(T) < T - questions // 2, asked, (asked + 1) % 4).astype(np.int32)
+    _, _, reward, terminated, truncated = play(env, actions, key)
+    expected = np.where(asked < 0, 0, np.where(actions == asked, 1, -1)) / questions
+    np.testing.assert_allclose(reward, expected, rtol=1e-6)
+    assert (asked >= 0).sum() == questions and (reward < 0).sum() == questions // 2
+    np.testing.assert_array_equal(terminated, np.arange(T) == T - 1)
+    assert not truncated.any()
+
+
 def state_of(name, cards, time=None):
     """The state after these cards were dealt."""
     env = ENVS[name]
@@ -114,19 +156,6 @@ def test_recited_cards_are_asked_newest_first():
         np.testing.assert_array_equal(obs, [1, 0, 1, 0, 0, 0])
 
 
-LENGTHS = {
-    ("repeat_first", "easy"): 51,
-    ("repeat_first", "medium"): 415,
-    ("repeat_first", "hard"): 831,
-    ("repeat_previous", "easy"): 51,
-    ("repeat_previous", "medium"): 103,
-    ("repeat_previous", "hard"): 155,
-    ("autoencode", "easy"): 103,
-    ("autoencode", "medium"): 207,
-    ("autoencode", "hard"): 311,
-}
-
-
 @pytest.mark.parametrize("name", ["repeat_first", "repeat_previous", "autoencode"])
 def test_the_oracle_earns_1_in_the_longest_episodes(name, getkey):
     env, T = icrl_envs.make(name, "hard"), LENGTHS[name, "hard"]
@@ -160,6 +189,27 @@ def test_answers_outside_are_clipped(name):
     reward = functools.partial(env.expected_reward, state, params=env.default_params)
     assert reward(action=jnp.int32(99)) == reward(action=jnp.int32(HEART)) > 0
     assert reward(action=jnp.int32(-99)) == reward(action=jnp.int32(SPADE)) < 0
+
+
+@functools.partial(on_host, static_argnums=0)
+def answer_and_clip(env, state, action):
+    key, task = jax.random.key(0), env.default_params
+    return [env.step_env(key, state, a, task)[:4] for a in (action, jnp.clip(action, 0, 3))]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([("repeat_first", 51), ("repeat_previous", 48), ("autoencode", 52)]),
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 52),
+    st.integers(-(2**31), 2**31 - 1),
+)
+def test_bounds_hold_wherever_one_is(game, seed, num_dealt, action):
+    name, questions = game
+    cards = np.random.default_rng(seed).permutation(np.arange(52) % 4)[:num_dealt]
+    one, clipped = answer_and_clip(ENVS[name], state_of(name, cards), np.int32(action))
+    chex.assert_trees_all_equal(one, clipped)
+    assert np.isclose(abs(one[2]), [0, 1 / questions], rtol=1e-6).any() and np.isin(one[0], (0, 1)).all()
 
 
 def test_dealing_is_drawing_without_replacement(getkey):

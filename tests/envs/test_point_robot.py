@@ -146,6 +146,8 @@ def test_render_shows_goal_and_point():
         ("num_steps", 2.0, "an integer in 1 ..= 2147483646"),
         ("goals", "circle", "'square' or 'half_circle'"),
         ("start_range", -0.1, "a finite number of at least 0"),
+        ("start_range", "0", "a finite number of at least 0"),
+        ("start_range", True, "a finite number of at least 0"),
         ("start_range", float("nan"), "a finite number of at least 0"),
         ("num_train", 0, "None or an integer of at least 1"),
         ("num_test", 0, "an integer of at least 1"),

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from two_episodes import on_host
 
 import icrl_envs
@@ -103,6 +105,31 @@ def test_as_many_choices_as_actions_permute_them():
     maps = drawn(MIXED)["train"].env_params[1].action_map
     np.testing.assert_array_equal(np.sort(maps), np.tile(np.arange(10), (N, 1)))
     assert len(np.unique(maps, axis=0)) == N
+
+
+@functools.partial(on_host, static_argnums=0)
+def act_and_clip(env, task, seed, action):
+    low, high = (-1, 1) if env is CONTINUOUS else (0, env.num_actions - 1)
+    key = jax.random.key(seed)
+    state = env.reset_env(key, task)[1]
+    return [env.step_env(key, state, a, task)[:4] for a in (action, jnp.clip(action, low, high))]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([DISCRETE, CONTINUOUS, MIXED]),
+    st.integers(0, N - 1),
+    st.integers(0, 2**31 - 1),
+    st.integers(-(2**31), 2**31 - 1),
+    st.tuples(*3 * [st.floats(-(2.0**99), 2.0**99, width=32)]),
+)
+def test_bounds_hold_and_actions_are_clipped(env, i, seed, choice, torques):
+    """All environments inside pay 1/200 a step at most."""
+    task = jax.tree.map(lambda x: x[i], drawn(env)["train"])
+    action = np.float32(torques) if env is CONTINUOUS else np.int32(choice)
+    one, clipped = act_and_clip(env, task, np.int32(seed), action)
+    chex.assert_trees_all_equal(one, clipped)
+    assert abs(one[2]) <= np.float32(1 / 200) and (np.abs(one[0]) <= env.observation_space().high).all()
 
 
 @pytest.mark.parametrize("env", [DISCRETE, CONTINUOUS, MIXED], ids=["discrete", "continuous", "mixture"])
@@ -226,6 +253,33 @@ def test_tasks_of_a_mixture_meet_all_environments_in_one_program(getkey):
     np.testing.assert_allclose(optimal, np.where(tasks.index == 0, 1, 9 / 11), rtol=1e-6)
 
 
+@functools.partial(on_host, static_argnums=0)
+def draw(env, states, tasks):
+    return jax.vmap(env.render)(states, tasks)
+
+
+def test_a_mixture_draws_the_chosen_environment(getkey):
+    few_arms = projected(icrl_envs.make("memory_bandit", num_arms=7), 12, 10)  # a narrower picture
+    env = mixture(MIXED.envs[0], few_arms)
+    tasks = jax.tree.map(lambda x: x[:B], drawn(env)["train"])
+    states = jax.vmap(env.reset_env)(jax.random.split(getkey(), B), tasks)[1]
+    inside = [draw(*each) for each in zip(env.envs, states.states, tasks.env_params, strict=True)]
+    assert inside[0].shape != inside[1].shape and set(tasks.index.tolist()) == {0, 1}
+    height, width = np.max([pictures.shape[1:3] for pictures in inside], axis=0)
+    for i, picture in zip(tasks.index, zip(draw(env, states, tasks), *inside, strict=True), strict=True):
+        expected = np.full((height, width, 3), 255, np.uint8)
+        chosen = picture[1 + i]
+        expected[: chosen.shape[0], : chosen.shape[1]] = chosen
+        np.testing.assert_array_equal(picture[0], expected)
+
+
+def test_a_mixture_has_no_picture_where_a_part_has_none():
+    class Blind(type(CARTPOLE)):
+        render = None
+
+    assert mixture(CARTPOLE, Blind()).render is None
+
+
 @pytest.mark.parametrize(
     "env, sizes, message",
     [
@@ -257,6 +311,8 @@ def test_wrong_projections_are_refused(env, sizes, message):
     "envs, message",
     [
         ((), "envs=(): must be one environment or more"),
+        (([CARTPOLE, CARTPOLE],), "envs=([<"),
+        ((CARTPOLE, "stateless_cartpole"), "envs=(<"),
         ((CARTPOLE, BANDIT), "envs=('StatelessCartPole', 'MemoryBandit'): must be equal in the observations' shape"),
         ((CARTPOLE, PENDULUM), "envs=('StatelessCartPole', 'StatelessPendulum'): must be equal in actions"),
         ((SWEEPER, copies(SWEEPER, 2)), "envs='MineSweeper': must be environments whose observations are a Box"),

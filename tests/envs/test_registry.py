@@ -18,6 +18,12 @@ def test_an_unknown_name_lists_close_ones():
         icrl_envs.make("dark_rom")
 
 
+def test_a_name_is_a_string():
+    with pytest.raises(ValueError) as refused:
+        icrl_envs.make(5)  # type: ignore[arg-type]
+    assert str(refused.value) == "name=5: must be that of a family, or an import path 'module:Class'"
+
+
 def test_where_papers_differ_a_preset_is_needed():
     with pytest.raises(ValueError, match="preset=None: papers differ on dark_room; choose one of 'ad', 'ad_eps'"):
         icrl_envs.make("dark_room")

@@ -197,10 +197,13 @@ def test_copies_of_revealed_show_each_its_state(getkey):
     assert record.transition.obs.shape == (T, 2, 3)
 
 
-def test_preferences_refuse_what_they_cannot_compare():
-    with pytest.raises(ValueError, match="temperature=-1.0: must be at least 0"):
-        preferences(BANDIT, temperature=-1.0)
+@pytest.mark.parametrize("temperature", [-1.0, float("inf"), float("nan"), "1", True, None])
+def test_preferences_refuse_wrong_temperatures(temperature):
+    with pytest.raises(ValueError, match=f"^temperature={temperature!r}: must be a finite number of at least 0 "):
+        preferences(BANDIT, temperature=temperature)
 
+
+def test_preferences_refuse_what_they_cannot_compare():
     class Silent(TwoEpisodes):
         expected_reward = None
 

@@ -107,6 +107,7 @@ FRAMES = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
     ("call", "message"),
     [
         (lambda path: write_gif(path, FRAMES, 51), "frames_per_second=51: must be a number above 0, at most 50"),
+        (lambda path: write_gif(path, FRAMES, "9"), "frames_per_second='9': must be a number above 0, at most 50"),
         (lambda path: write_gif(path, FRAMES[0]), r"frames: must be uint8 \[T, H, W, 3\] .*, not uint8 \(5, 7, 3\)"),
         (lambda path: write_gif(path, FRAMES[:0]), r"with T at least 1, not uint8 \(0, 5, 7, 3\)"),
         (lambda path: write_png(path, FRAMES[0] / 255), r"not float64 \(1, 5, 7, 3\)"),

@@ -9,7 +9,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
 from icrl_envs.control.drawn_tasks import DrawnTasks
-from icrl_envs.task_family import require
+from icrl_envs.task_family import is_int, require
 
 STEP = 0.01  # metres that a full action moves the hand along each axis
 HAND_START = np.array([0.0, 0.6, 0.2], np.float32)
@@ -68,6 +68,7 @@ class Arm(DrawnTasks):
     goal_low: np.ndarray
     goal_high: np.ndarray
 
+    preset_required = True
     presets = {
         "t2mir": {"num_steps": 100, "obs_size": 18, "num_train": 45, "num_test": 5},
         "dicp": {"num_steps": 100, "obs_size": 11, "num_train": 50, "num_test": 50},
@@ -83,7 +84,7 @@ class Arm(DrawnTasks):
         num_test: int = 5,
         split_seed: int = 0,
     ):
-        require(obs_size in (11, 18), "obs_size", obs_size, "11 or 18")
+        require(is_int(obs_size, 11) and obs_size in (11, 18), "obs_size", obs_size, "11 or 18")
         self.obs_size = obs_size
         super().__init__(num_steps, num_train, num_test, split_seed)
 

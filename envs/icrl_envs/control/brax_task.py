@@ -1,11 +1,7 @@
 """Brax behind the gymnax interface: bodies whose physics is part of the task."""
 
-import contextlib
 import copy
 import functools
-import importlib
-import io
-import warnings
 from typing import Any
 
 import jax
@@ -15,6 +11,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import EnvState
 
 from icrl_envs.control.drawn_tasks import DrawnTasks
+from icrl_envs.foreign_code import quiet_brax, usual_promotion
 from icrl_envs.task_family import require
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
@@ -76,7 +73,7 @@ class BraxTask(DrawnTasks):
     def reset_env(self, key, params):
         """Starts near rest."""
         offset, qd = self.start(key)
-        with _lenient():
+        with usual_promotion():
             physics = self._brax(params).pipeline_init(self.brax.sys.init_q + offset, qd)
         physics = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), physics)  # no weak types, which retrace what steps
         return self.observe_body(physics), BodyState(time=jnp.zeros((), jnp.int32), physics=physics)  # type: ignore[arg-type]
@@ -84,7 +81,7 @@ class BraxTask(DrawnTasks):
     def step_env(self, key, state, action, params):
         """Applies the torques for one frame skip."""
         action = jnp.clip(action, -1.0, 1.0)
-        with _lenient():
+        with usual_promotion():
             physics = self._brax(params).pipeline_step(state.physics, action)
         velocity = (physics.x.pos[0] - state.physics.x.pos[0]) / self.dt
         reward, terminated = self.score(physics, velocity, action, params)
@@ -109,23 +106,8 @@ class BraxTask(DrawnTasks):
         return spaces.Box(-jnp.inf, jnp.inf, (self.obs_size,))
 
 
-@contextlib.contextmanager
-def _lenient():
-    """Brax mixes ranks and dtypes; strict JAX settings of a caller end here."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @functools.cache
 def _load(body: str, backend: str) -> Any:
-    """Brax's environment of a body. Imported late: it takes seconds, prints and warns."""
-    eager = jax.ensure_compile_time_eval()  # a family just unpickled may load it inside a trace
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _lenient(), eager:
-        warnings.simplefilter("ignore")
-        mujoco: Any = importlib.import_module("mujoco")
-        envs: Any = importlib.import_module("brax.envs")
-        mujoco.set_mju_user_warning(lambda message: None)  # else it writes a log file where the program runs
-        try:
-            return envs.get_environment(body, backend=backend)
-        finally:
-            mujoco.set_mju_user_warning(None)
+    """Brax's environment of a body."""
+    with jax.ensure_compile_time_eval(), quiet_brax() as envs:  # a family just unpickled may load it inside a trace
+        return envs.get_environment(body, backend=backend)

@@ -9,7 +9,7 @@ from flax import struct
 from gymnax.environments.environment import EnvParams
 
 from icrl_envs.control.brax_task import BraxTask
-from icrl_envs.task_family import require
+from icrl_envs.task_family import is_number, require
 
 
 @struct.dataclass
@@ -112,13 +112,13 @@ class CheetahVel(Cheetah):
         split_seed: int = 0,
         test_velocities: Sequence[float] | None = None,
     ):
-        require(0 < max_velocity < float("inf"), "max_velocity", max_velocity, "a finite number above 0")
+        require(is_number(max_velocity) and max_velocity > 0, "max_velocity", max_velocity, "a finite number above 0")
         require(isinstance(torso_position, bool), "torso_position", torso_position, "True or False")
         published = None if test_velocities is None else {"target_velocity": test_velocities}
         fits = test_velocities is None or (num_train is not None and _are_velocities(test_velocities, max_velocity))
         allowed = f"None or, beside num_train, at least one number in 0 ..= {max_velocity}"
         require(fits, "test_velocities", test_velocities, allowed)
-        self.max_velocity = max_velocity
+        self.max_velocity = float(max_velocity)
         self.torso_position = torso_position
         super().__init__(num_steps, backend, num_train, num_test, split_seed, published)
 
@@ -274,8 +274,10 @@ class WalkerParams(BraxTask):
         num_test: int = 5,
         split_seed: int = 0,
     ):
-        require(0 < log_scale <= 3, "log_scale", log_scale, "a number above 0 and at most 3")
-        self.log_scale = log_scale
+        require(
+            is_number(log_scale, high=3) and log_scale > 0, "log_scale", log_scale, "a number above 0 and at most 3"
+        )
+        self.log_scale = float(log_scale)
         super().__init__(num_steps, backend, num_train, num_test, split_seed)
 
     @property

@@ -11,7 +11,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
 from icrl_envs.control.drawn_tasks import DrawnTasks
-from icrl_envs.task_family import require
+from icrl_envs.task_family import is_number, require
 
 STEP = 0.1  # how far a full action moves the point along each axis
 VIEW = 1.5  # the picture shows -VIEW .. VIEW along both axes
@@ -72,12 +72,12 @@ class PointRobot(DrawnTasks):
         test_goals: Sequence[Sequence[float]] | None = None,
     ):
         require(goals in ("square", "half_circle"), "goals", goals, "'square' or 'half_circle'")
-        require(0 <= start_range < float("inf"), "start_range", start_range, "a finite number of at least 0")
+        require(is_number(start_range, 0), "start_range", start_range, "a finite number of at least 0")
         published = None if test_goals is None else {"goal": test_goals}
         fits = test_goals is None or (num_train is not None and _are_points(test_goals))
         require(fits, "test_goals", test_goals, "None or, beside num_train, at least one finite point (x, y)")
         self.goals = goals
-        self.start_range = start_range
+        self.start_range = float(start_range)
         super().__init__(num_steps, num_train, num_test, split_seed, published)
 
     @property

@@ -1,8 +1,7 @@
 """What the adapters of foreign environments share."""
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,13 +51,6 @@ class Foreign(TaskFamily):
 
     def _only_task(self, split: Split) -> Any:
         return jax.tree.map(lambda x: x[None], self.sample_task(jax.random.key(0), split))
-
-
-@contextmanager
-def usual_promotion() -> Iterator[None]:
-    """Foreign code is written for JAX's own rules of promotion, however strict its caller is."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def strong(tree: Any) -> Any:

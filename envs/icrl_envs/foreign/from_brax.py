@@ -13,7 +13,8 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
-from icrl_envs.foreign.common import Foreign, like, strong, usual_promotion
+from icrl_envs.foreign.common import Foreign, like, strong
+from icrl_envs.foreign_code import quiet_brax, usual_promotion
 from icrl_envs.task_family import Split, is_int, require
 
 
@@ -148,8 +149,7 @@ def from_brax(
     if not isinstance(env, str):
         require(not kwargs, "kwargs", kwargs, "empty where env is an environment, not a name")
         return FromBrax(env, sample_task, max_steps_in_episode)
-    from brax import envs  # slow, and it prints: only where it is wanted
-
-    require(env in envs._envs, "env", env, f"one of {', '.join(sorted(envs._envs))}")
-    with usual_promotion():
-        return FromBrax(envs.get_environment(env, **kwargs), sample_task, max_steps_in_episode)
+    with quiet_brax() as envs:
+        require(env in envs._envs, "env", env, f"one of {', '.join(sorted(envs._envs))}")
+        made = envs.get_environment(env, **kwargs)
+    return FromBrax(made, sample_task, max_steps_in_episode)

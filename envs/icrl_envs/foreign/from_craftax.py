@@ -7,7 +7,8 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
-from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong, usual_promotion
+from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong
+from icrl_envs.foreign_code import usual_promotion
 from icrl_envs.task_family import NEVER, require
 from icrl_envs.wrappers import Wrapper
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
-from icrl_envs.foreign.common import Foreign, SampleTask, clipped, strong, usual_promotion
+from icrl_envs.foreign.common import Foreign, SampleTask, clipped, strong
+from icrl_envs.foreign_code import usual_promotion
 from icrl_envs.task_family import require
 from icrl_envs.wrappers import Wrapper
 

@@ -10,9 +10,10 @@ from flax import struct
 from gymnax.environments import spaces
 from gymnax.environments.environment import EnvParams, EnvState
 
-from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong, usual_promotion
+from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong
 from icrl_envs.foreign.rulesets import Rulesets, make_rulesets
-from icrl_envs.task_family import Split, is_int, require, split_key
+from icrl_envs.foreign_code import usual_promotion
+from icrl_envs.task_family import Split, is_int, is_number, require, split_key
 
 PIXELS = 16
 
@@ -176,7 +177,8 @@ def from_xland(
             require(value is None, argument, value, f"None, because {env} has one task")
         return FromXLand(xland, params, env, None, {}, None)
     require(rulesets is None or benchmark is None, "benchmark", benchmark, "None where rulesets are given")
-    require(0 < train_fraction < 1, "train_fraction", train_fraction, "a number in (0, 1)")
+    fits = is_number(train_fraction) and 0 < train_fraction < 1
+    require(fits, "train_fraction", train_fraction, "a number in (0, 1)")
     if benchmark is not None:
         known = xminigrid.registered_benchmarks()
         require(benchmark in known, "benchmark", benchmark, f"one of {', '.join(known)}")

@@ -13,7 +13,7 @@ from gymnax.environments.environment import EnvState
 
 from icrl_envs import drawing
 from icrl_envs.memory.episodes import MemoryTask, stream_key
-from icrl_envs.task_family import is_int, require
+from icrl_envs.task_family import is_int, is_number, require
 
 NOISE = {"easy": {"noise_sd": 0.1}, "medium": {"noise_sd": 0.2}, "hard": {"noise_sd": 0.3}}
 
@@ -23,9 +23,9 @@ class StatelessControl(MemoryTask):
 
     def __init__(self, num_steps: int, noise_sd: float):
         require(is_int(num_steps, 1), "num_steps", num_steps, "an integer of at least 1")
-        require(0 <= noise_sd < float("inf"), "noise_sd", noise_sd, "a finite number of at least 0")
+        require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
         super().__init__(num_steps)
-        self.noise_sd = noise_sd
+        self.noise_sd = float(noise_sd)
 
     def _observe(self, key, obs):
         if self.noise_sd == 0:
