@@ -127,21 +127,7 @@ class DarkKeyToDoor(Grid):
     observations = (*OBSERVATIONS, "timed")
     max_size = 30  # size^4 pairs are listed
 
-    def __init__(
-        self,
-        size: int = 9,
-        horizon: int = 50,
-        start: str = "random",
-        action_order: str = DPT_ORDER,
-        optimal_first: str = "x",
-        permuted: bool = False,
-        terminate_on_door: bool = False,
-        pairs: str = "all",
-        observation: str = "cell",
-        train_fraction: float = 0.9,
-        split_seed: int = 0,
-        split_generator: str = "numpy",
-    ):
+    def __init__(self, *, permuted: bool, terminate_on_door: bool, pairs: str, **grid: Any):
         require_one_of("permuted", permuted, (False, True))
         require_one_of("terminate_on_door", terminate_on_door, (False, True))
         require_one_of("pairs", pairs, ("all", "apart"))
@@ -149,17 +135,7 @@ class DarkKeyToDoor(Grid):
         self.terminate_on_door = terminate_on_door
         self.rare_reset = not terminate_on_door
         self.pairs = pairs
-        super().__init__(
-            size=size,
-            horizon=horizon,
-            start=start,
-            action_order=action_order,
-            optimal_first=optimal_first,
-            observation=observation,
-            train_fraction=train_fraction,
-            split_seed=split_seed,
-            split_generator=split_generator,
-        )
+        super().__init__(**grid)
 
     def task_rows(self):
         """Every (key, door)."""

@@ -95,36 +95,13 @@ class DarkRoom(Grid):
         "t2mir": _DPT,
     }
 
-    def __init__(
-        self,
-        size: int = 10,
-        horizon: int = 100,
-        start: str = "corner",
-        action_order: str = DPT_ORDER,
-        optimal_first: str = "x",
-        reward: str = "dense",
-        terminate_on_goal: bool = False,
-        observation: str = "cell",
-        train_fraction: float = 0.8,
-        split_seed: int = 0,
-        split_generator: str = "numpy",
-    ):
+    def __init__(self, *, reward: str, terminate_on_goal: bool, **grid: Any):
         require_one_of("reward", reward, ("dense", "sparse"))
         require_one_of("terminate_on_goal", terminate_on_goal, (False, True))
         self.terminate_on_goal = terminate_on_goal
         self.rare_reset = not terminate_on_goal
         self.pays_once = reward == "sparse" or terminate_on_goal
-        super().__init__(
-            size=size,
-            horizon=horizon,
-            start=start,
-            action_order=action_order,
-            optimal_first=optimal_first,
-            observation=observation,
-            train_fraction=train_fraction,
-            split_seed=split_seed,
-            split_generator=split_generator,
-        )
+        super().__init__(**grid)
 
     def task_rows(self):
         """Every cell as goal."""
@@ -188,9 +165,6 @@ class DarkRoomHard(DarkRoom):
         "ad_eps": {**_AD_EPS, "size": 17, "reward": "sparse", "terminate_on_goal": True},
     }
 
-    def __init__(self, size: int = 17, horizon: int = 20, start: str = "centre", reward: str = "sparse", **kwargs: Any):
-        super().__init__(size=size, horizon=horizon, start=start, reward=reward, **kwargs)
-
 
 class DarkRoomPermuted(DarkRoom):
     """The dark room whose goal is always the far corner, and whose actions are permuted (Lee et al. 2023, DPT).
@@ -205,9 +179,6 @@ class DarkRoomPermuted(DarkRoom):
         "dicp": {**_DICP, "horizon": 50, "start": "corner", "split_seed": 4},
         "lhf": {**_DICP, "horizon": 50, "start": "corner", "split_seed": 4},
     }
-
-    def __init__(self, size: int = 10, train_fraction: float = 100 / 120, **kwargs: Any):
-        super().__init__(size=size, train_fraction=train_fraction, **kwargs)
 
     def task_rows(self):
         """Every permutation of the actions."""

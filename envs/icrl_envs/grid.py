@@ -27,6 +27,8 @@ AD_EPS_ORDER = "stay -x +y +x -y"
 class Grid(TaskFamily):
     """A room of `size` x `size` cells (x, y); a move that would leave it is clipped at the wall.
 
+    No argument has a default: papers differ in all of them, and a preset sets them all.
+
     Args:
       size: cells along one side.
       horizon: steps after which an episode is truncated.
@@ -48,6 +50,7 @@ class Grid(TaskFamily):
 
     def __init__(
         self,
+        *,
         size: int,
         horizon: int,
         start: str,

@@ -160,11 +160,14 @@ class Preferences(Wrapper):
         require(is_number(temperature, 0), "temperature", temperature, allowed)
         self.temperature = float(temperature)
         # A gap of rewards is no regret where an action changes what comes after it.
-        self._knows_regret = not env.episodic or (score is None and env.optimal_advantage is not None)
+        known = Wrapper(env)  # whose functions are None where a gymnax environment has none
+        self._knows_regret = not known.episodic or (score is None and known.optimal_advantage is not None)
         if score is None:
-            score = env.optimal_advantage or env.expected_reward
+            score = known.optimal_advantage or known.expected_reward
         if score is None:
-            raise ValueError(f"score=None: must be given, because {env.name} defines no optimal_advantage")
+            raise ValueError(
+                f"score=None: must be given, because {env.name} knows no optimal_advantage and no expected_reward"
+            )
         self.score = score
 
     def step_env(self, key, state, action, params):
@@ -185,7 +188,7 @@ class Preferences(Wrapper):
         return jax.nn.sigmoid(margin / self.temperature)
 
     def _regrets(self, state, scores, params):
-        if self.env.optimal_action is None or not self._knows_regret:
+        if getattr(self.env, "optimal_action", None) is None or not self._knows_regret:
             return {}
         gaps = self.score(state, self.env.optimal_action(state, params), params) - scores
         return {"weak_regret": jnp.min(gaps), "strong_regret": jnp.max(gaps)}

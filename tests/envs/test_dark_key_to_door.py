@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import icrl_envs
 from icrl_envs import drawing
-from icrl_envs.dark_key_to_door import DarkKeyToDoor, KeyToDoorParams, KeyToDoorState
+from icrl_envs.dark_key_to_door import KeyToDoorParams, KeyToDoorState
 from icrl_envs.grid import PERMUTATIONS
 
 MOVES = {"R": (1, 0), "L": (-1, 0), "U": (0, 1), "D": (0, -1), ".": (0, 0)}  # x + 1, x - 1, y + 1, y - 1, stay
@@ -285,7 +285,7 @@ def test_starts_are_uniform(start, number, getkey):
 @given(st.integers(2, 9), st.integers(-(2**31), 2**31 - 1), st.permutations(range(5)), st.data())
 def test_no_action_leaves_the_room(size, action, permutation, data):
     cell = [data.draw(st.integers(0, size - 1)) for _ in "xy"]
-    env = DarkKeyToDoor(size=size, permuted=True)
+    env = icrl_envs.make("dark_key_to_door", "dicp", size=size, permuted=True)
     task = env.default_params.replace(permutation=jnp.array(permutation, jnp.int32))
     after, reward = env.next_state(env.start_state(jnp.array(cell, jnp.int32)), jnp.int32(action), task)
     step = MOVES["RLUD."[permutation[min(max(action, 0), 4)]]]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import icrl_envs
 from icrl_envs import drawing
-from icrl_envs.dark_room import DarkRoom, DarkRoomState
+from icrl_envs.dark_room import DarkRoomState
 
 MOVES = {"R": (1, 0), "L": (-1, 0), "U": (0, 1), "D": (0, -1), ".": (0, 0)}  # x + 1, x - 1, y + 1, y - 1, stay
 ORDERS = {"ad": "LRDU.", "ad_eps": ".LURD"}  # what actions 0 ... 4 do; all others:
@@ -344,7 +344,7 @@ def test_random_starts_are_uniform(getkey):
 @given(st.integers(2, 256), st.integers(-(2**31), 2**31 - 1), st.data())
 def test_no_action_leaves_the_room(size, action, data):
     cell = [data.draw(st.integers(0, size - 1)) for _ in "xy"]
-    env = DarkRoom(size=size)
+    env = icrl_envs.make("dark_room", "dpt", size=size)
     after, reward = env.next_state(env.start_state(jnp.array(cell, jnp.int32)), jnp.int32(action), env.default_params)
     step = MOVES[DPT_ORDER[min(max(action, 0), 4)]]
     np.testing.assert_array_equal(after.cell, np.clip(np.add(cell, step), 0, size - 1))

@@ -1,6 +1,7 @@
 import functools
 
 import chex
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,8 +208,12 @@ def test_preferences_refuse_what_they_cannot_compare():
     class Silent(TwoEpisodes):
         expected_reward = None
 
-    with pytest.raises(ValueError, match="score=None: must be given, because Silent defines no optimal_advantage"):
+    with pytest.raises(
+        ValueError, match="score=None: must be given, because Silent knows no optimal_advantage and no "
+    ):
         preferences(Silent())
+    with pytest.raises(ValueError, match="score=None: must be given, because CartPole-v1 knows no "):
+        preferences(gymnax.make("CartPole-v1")[0])
 
 
 def test_a_wrapper_passes_on_what_it_wraps():
