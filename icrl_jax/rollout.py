@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gymnax.environments.environment import Environment
 
 from icrl_envs import Revealed
+from icrl_envs.task_family import any_of_batch
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, select
 
 _START = 2**32 - 1  # stands for "before step 0": `split(key)[i]` is `fold_in(key, i)`, the key of step i
@@ -179,18 +180,21 @@ def _next_trial(env, state: RolloutState, record: Record, key, next_task, trial:
         truncated = transition.truncated | (out_of_steps & ~transition.terminated)
         record = record._replace(transition=transition._replace(truncated=truncated))
         ended |= out_of_steps
-    key_task, key_reset = jax.random.split(key)
-    env_params = state.env_params if next_task is None else next_task(key_task)
-    obs, env_state = env.reset(key_reset, env_params)
-    zero = jnp.zeros((), jnp.int32)
-    fresh = state._replace(
-        env_state=env_state,
-        env_params=env_params,
-        timestep=_first_timestep(env, env_params, obs),
-        trial_steps=zero,
-        trial_episodes=zero,
+    stays = (state.env_state, state.env_params, state.timestep, state.trial_steps, state.trial_episodes)
+
+    def fresh():
+        key_task, key_reset = jax.random.split(key)
+        env_params = state.env_params if next_task is None else next_task(key_task)
+        obs, env_state = env.reset(key_reset, env_params)
+        zero = jnp.zeros((), jnp.int32)
+        return select(ended, (env_state, env_params, _first_timestep(env, env_params, obs), zero, zero), stays)
+
+    # Drawing a task may be dear, and trials mostly end together: only then is it computed.
+    env_state, env_params, timestep, steps, episodes = jax.lax.cond(any_of_batch(ended), fresh, lambda: stays)
+    state = state._replace(
+        env_state=env_state, env_params=env_params, timestep=timestep, trial_steps=steps, trial_episodes=episodes
     )
-    return select(ended, fresh, state), record._replace(trial_end=ended)
+    return state, record._replace(trial_end=ended)
 
 
 def _first_timestep(env: Environment, env_params: Any, obs: Tree) -> TimeStep:

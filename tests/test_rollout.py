@@ -205,6 +205,19 @@ def test_vmap_over_tasks_equals_one_by_one(getkey):
     chex.assert_trees_all_equal(together, jax.tree.map(lambda *x: np.stack(x), *alone))
 
 
+def test_the_next_task_is_drawn_in_a_branch():
+    """Not at every step, where drawing one may cost a hundred times the step."""
+    drawn = []
+
+    def draw(key):
+        drawn.append(None)
+        return jax.lax.optimization_barrier(ENV.sample_task(key))
+
+    program = jax.make_jaxpr(jax.vmap(partial(run.__wrapped__, scout(), next_task=draw, trial=Trial(steps=7))))
+    equations = str(program(ENV.tasks("train"), jax.random.split(jax.random.key(0), 3)))
+    assert drawn and equations.index("cond[") < equations.index("optimization_barrier")
+
+
 def test_next_task_without_trial_is_refused(getkey):
     with pytest.raises(ValueError, match="next_task is given without trial"):
         run(scout(), task(1), getkey(), next_task=ENV.sample_task)

@@ -73,20 +73,20 @@ def _step_with_rare_reset(env, key, state, action, params):
         _, key_reset = jax.random.split(key)  # again, so that nothing is drawn outside where `step_env` draws nothing
         return jax.tree.map(lambda x, y: jax.lax.select(done, x, y), env.reset_env(key_reset, params), stepped)
 
-    obs, state = jax.lax.cond(_any_of_batch(done), reset, lambda: stepped)
+    obs, state = jax.lax.cond(any_of_batch(done), reset, lambda: stepped)
     info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": final_obs}
     return obs, state, reward, terminated, truncated, info
 
 
 @jax.custom_batching.custom_vmap
-def _any_of_batch(flag):
+def any_of_batch(flag):
     """Whether `flag` holds anywhere in the batch: under vmap still one scalar, so that `cond` stays a branch."""
     return flag
 
 
-@_any_of_batch.def_vmap
+@any_of_batch.def_vmap
 def _(axis_size, in_batched, flag):
-    return _any_of_batch(jnp.any(flag, axis=0)), False
+    return any_of_batch(jnp.any(flag, axis=0)), False
 
 
 def sample_tasks(env: TaskFamily, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:

@@ -8,7 +8,7 @@ import pytest
 from gymnax.environments.environment import Environment
 
 import icrl_envs
-from icrl_envs.task_family import _any_of_batch
+from icrl_envs.task_family import any_of_batch
 
 B = 3
 RARE = ["autoencode", "battleship", "concentration", "dark_key_to_door", "memory_bandit", "memory_chain"]
@@ -55,7 +55,7 @@ def test_resets_are_in_a_branch_and_only_where_they_are_rare(wrap):
 
 def test_a_branch_on_a_batch_of_batches_stays_a_branch():
     def f(flag, x):
-        return jax.lax.cond(_any_of_batch(flag), lambda: jnp.where(flag, jnp.sin(x), x), lambda: x)
+        return jax.lax.cond(any_of_batch(flag), lambda: jnp.where(flag, jnp.sin(x), x), lambda: x)
 
     flags, x = jnp.zeros((5, 7), bool).at[2, 3].set(True), jnp.ones((5, 7))
     twice = jax.vmap(jax.vmap(f))
