@@ -7,6 +7,14 @@ ARGS       =#             more options, e.g. ARGS="--seed 1"
 JAX_EXTRA  =#             cpu, cuda13, cuda12 or tpu; empty: what .venv was made for, else what this machine has
 PYTHON     = python3#     the interpreter that .venv is made from
 
+# Refused here, before .venv is made.
+EXPERIMENTS := $(filter-out _% sweep,$(sort $(basename $(notdir $(wildcard experiments/*.py)))))
+ifneq ($(filter train sweep,$(MAKECMDGOALS)),)
+ifeq ($(filter $(EXPERIMENT),$(EXPERIMENTS)),)
+$(error There is no experiment '$(EXPERIMENT)'. There are: $(EXPERIMENTS))
+endif
+endif
+
 VENV := .venv
 PY   := $(VENV)/bin/python
 
@@ -41,8 +49,6 @@ help:
 	@echo "python -m experiments.<name> --help lists the options of an experiment."
 
 train: venv
-	@case "$(EXPERIMENT)" in _*|sweep) false;; *) test -f experiments/$(EXPERIMENT).py;; esac || { echo "There is no experiment '$(EXPERIMENT)'. There are:" \
-	  $$(ls experiments 2>/dev/null | sed -n '/^_/d; /^sweep/d; s/\.py$$//p'); exit 2; } >&2
 	@$(CPU_DEVICES); $(TRAIN)
 
 sweep: venv

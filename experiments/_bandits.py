@@ -18,7 +18,10 @@ from icrl_jax.run.training import Stopwatch
 METRIC = "cumulative_regret"
 
 EVAL_SEED = 9_317
-"""Seed of the held-out tasks and of their reward noise: the same for every agent, run and seed."""
+"""Seed of the test tasks and of their reward noise: the same for every agent, run and seed."""
+
+VALIDATION_SEED = 4_021
+"""Seed of the tasks that one watches and chooses by, in training and in sweeps: none of them is in the final tables."""
 
 
 def held_out(env: TaskFamily, num_tasks: int) -> Tree:
@@ -27,10 +30,10 @@ def held_out(env: TaskFamily, num_tasks: int) -> Tree:
 
 
 def score(env: TaskFamily, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
-    """Cumulative regret in each held-out task, [B]."""
+    """Cumulative regret in each validation task, [B]."""
 
     def regret(agent: Agent, key: Array) -> Array:
-        tasks = held_out(env, num_tasks)
+        tasks = sample_tasks(env, jax.random.key(VALIDATION_SEED), num_tasks)
         return evaluate(agent, env, tasks, key, num_steps=config.dpt.horizon).metrics["cumulative_regret"]
 
     return regret

@@ -104,14 +104,16 @@ def findings(trained: Trained) -> Findings:
         "empirical_mean": [agents.empirical_mean(num_arms, unseen="never")],
         "lcb": [agents.lcb(num_arms)],
     }
-    behaviours = {"offline_random": mixture(env)}
-    behaviours |= {f"offline_expert_{omega:g}": mixture(env, expert=True, omega=omega) for omega in (0.0, 0.5, 1.0)}
+    sources = {
+        "offline_random": (mixture(env), evaluator, tasks),
+        "offline_bernoulli": (mixture(coins), flips, flip_tasks),
+    }
+    for omega in (0.0, 0.5, 1.0):
+        sources[f"offline_expert_{omega:g}"] = mixture(env, expert=True, omega=omega), evaluator, tasks
     suboptimality = {}
-    for name, behaviour in behaviours.items():
-        contexts = evaluator.contexts(behaviour, tasks, horizon)
-        suboptimality[name] = {
-            who: evaluator.offline(player, tasks, contexts) for who, player in offline_players.items()
-        }
+    for name, (behaviour, where, there) in sources.items():
+        contexts = where.contexts(behaviour, there, horizon)
+        suboptimality[name] = {who: where.offline(player, there, contexts) for who, player in offline_players.items()}
         final = {who: values[..., -1] for who, values in suboptimality[name].items()}
         conditions[name] = bandits.intervals("suboptimality", final)
 

@@ -1,5 +1,7 @@
 """Learning rates times seeds of an experiment, in one compiled program: one table, one figure.
 
+They are compared on validation tasks, which no final table uses: the best rate is not chosen by the tasks that test it.
+
 make sweep                                             dpt_bandit at 1e-3, 3e-3 and 1e-2, two seeds each
 make sweep ARGS="--learning-rates 1e-4 1e-3 --num-seeds 5"
 """

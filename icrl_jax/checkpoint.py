@@ -5,8 +5,12 @@ import logging
 import operator
 import os
 import re
+import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,10 +118,24 @@ def _read(directory: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, meta
 
 
-def _manager(directory: Path, create: bool) -> ocp.CheckpointManager:
+@contextmanager
+def _manager(directory: Path, create: bool) -> Iterator[ocp.CheckpointManager]:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save, and what it raises
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(directory.resolve(), options=options, item_names=("state", "meta"))
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_ignore_stragglers, hook)
+    with ocp.CheckpointManager(directory.resolve(), options=options, item_names=("state", "meta")) as manager:
+        yield manager
+    sys.unraisablehook = hook  # not after a failure: stragglers come when they come
+
+
+def _ignore_stragglers(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """Where one of many reads or writes fails, Orbax closes the event loop, and TensorStore cannot report the others.
+
+    It says so on stderr, a traceback for each, and names no object, unlike asyncio itself.
+    """
+    if unraisable.object is not None or repr(unraisable.exc_value) != "RuntimeError('Event loop is closed')":
+        hook(unraisable)
 
 
 def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:

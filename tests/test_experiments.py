@@ -3,9 +3,14 @@
 import importlib
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import _bandits as bandits
+from icrl_jax import agents
+from icrl_jax.evaluate import evaluate
 from icrl_jax.report import read_results
 from icrl_jax.run.experiment import make_plan, run
 from icrl_jax.run.options import parse
@@ -21,6 +26,17 @@ def test_presets_build(name):
         plan = make_plan(EXPERIMENTS[name], config)
         assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
         assert plan.method_spec.options.num_updates >= 1000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tasks_to_choose_by_are_not_those_of_the_final_tables(name):
+    """Random arms cost something else in each task, and the key says which arms."""
+    experiment, config, key = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"], jax.random.key(0)
+    env = experiment.env(config).build()
+    random, tasks = agents.uniform(env), bandits.held_out(env, 11)
+    watched = jax.jit(experiment.score(env, config, 11))(random, key)
+    final = jax.jit(lambda: evaluate(random, env, tasks, key, num_steps=config.dpt.horizon).metrics)()
+    assert (np.abs(watched - final[experiment.metric]) > 1e-3).all()
 
 
 def test_linear_bandit_runs_a_few_steps(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -133,6 +134,25 @@ def test_every_make_variable_and_its_value_exist(at_root):
     assert {value for name, value in given if name == "JAX_EXTRA"} <= extras.keys()
     for experiment in experiments().values():
         assert {value for name, value in given if name == "PRESET"} - {"<preset>"} <= experiment.presets.keys()
+
+
+@pytest.mark.parametrize("target", ["train", "sweep"])
+def test_make_refuses_an_unknown_experiment_before_it_installs_anything(target, tmp_path, at_root):
+    for name in ("nonsense", "sweep", "_bandits", ""):
+        status, said = make_without_python(tmp_path, target, f"EXPERIMENT={name}")
+        assert status == 2
+        assert f"There is no experiment '{name}'. There are: {' '.join(experiments())}." in said
+    _, said = make_without_python(tmp_path, target, "EXPERIMENT=dpt_linear_bandit")
+    assert "false must be Python 3.11 or newer" in said  # a known one goes on to the installation
+
+
+def make_without_python(folder, *arguments):
+    """Runs make in a copy of the repository where nothing can be installed; its exit status and complaint."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "experiments", folder / "experiments", dirs_exist_ok=True)
+    done = subprocess.run(["make", *arguments, "PYTHON=false"], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 def test_every_option_exists(at_root, capsys):

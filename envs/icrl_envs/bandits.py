@@ -35,12 +35,13 @@ class LinearBanditParams(EnvParams):
     """One linear bandit: arm a pays N(<theta, features[a]>, noise_sd^2)."""
 
     theta: jax.Array = struct.field(default_factory=lambda: jnp.zeros(1))  # float32 [d]
+    features: Any = None  # float32 [A, d]; None where all tasks share the environment's
     noise_sd: jax.Array = struct.field(default_factory=lambda: jnp.zeros(()))  # float32 [], >= 0
     max_steps_in_episode: int = NEVER
 
 
 class Bandit(TaskFamily):
-    """What all bandits share. The observation is the constant 1 (float32 [1]); actions are arms (int32 [])."""
+    """What all bandits share. The observation stays the same, mostly 1 (float32 [1]); actions are arms (int32 [])."""
 
     episodic = False
 
@@ -51,6 +52,10 @@ class Bandit(TaskFamily):
     def means(self, params: Any) -> jax.Array:
         """Expected reward of every arm, float32 [A]."""
         raise NotImplementedError
+
+    def observe(self, params: Any) -> jax.Array:
+        """What is seen at every step: the constant 1."""
+        return jnp.ones(1)
 
     def sample_reward(self, key: jax.Array, mean: jax.Array, params: Any) -> jax.Array:
         """Draws the reward of an arm whose mean is given, float32 []."""
@@ -75,11 +80,11 @@ class Bandit(TaskFamily):
     def step_env(self, key, state, action, params):
         """Pulls one arm."""
         reward = self.sample_reward(key, self.expected_reward(state, action, params), params)
-        return jnp.ones(1), EnvState(time=state.time + 1), reward, jnp.zeros((), bool), {}
+        return self.observe(params), EnvState(time=state.time + 1), reward, jnp.zeros((), bool), {}
 
     def reset_env(self, key, params):
         """Starts the one episode."""
-        return jnp.ones(1), EnvState(time=jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
+        return self.observe(params), EnvState(time=jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
 
     def is_truncated(self, state, params):
         """Never: the horizon of a bandit is the number of steps of the rollout."""
@@ -182,50 +187,78 @@ class BernoulliBandit(Bandit):
 
 
 class LinearBandit(Bandit):
-    """Means linear in features that all tasks share: mean[a] = <theta, features[a]> (Lee et al. 2023, DPT).
+    """Means linear in features: mean[a] = <theta, features[a]> (Lee et al. 2023, DPT).
 
-    theta ~ N(0, I_d / d) is the task; features, each row N(0, I_d / d), are drawn once by NumPy's legacy generator from
-    `feature_seed`, as the paper's code does (10 arms, d = 2, seed 1234, sd 0.3).
+    theta ~ N(0, I_d / d) is the task; features, each row N(0, I_d / d), are drawn once for all tasks by NumPy's legacy
+    generator from `feature_seed`, as the paper's code does (10 arms, d = 2, seed 1234, sd 0.3).
     "dit" (Dong et al. 2024) has the same laws, 20 arms, d = 10, and noise of variance 0.3, as the text writes; the seed
     of its features is not known, and here is DPT's.
+
+    Without a seed the features belong to the task too: their entries are U[-1, 1], theta ~ U[0, 1]^d, and the features
+    are the observation, row by row (float32 [A d]). So it is in "provable" (Lin et al. 2023, Transformers as Decision
+    Makers: 10 arms, d = 5, sd 1.5, 200 pulls).
 
     Args:
       num_arms: A, at least 2.
       dim: d, at least 1.
       noise_sd: standard deviation of the reward noise, at least 0.
-      feature_seed: seed of the feature map, 0 ..= 2^31 - 1.
+      feature_seed: seed of the shared features, 0 ..= 2^31 - 1; None: each task has its own.
     """
 
     presets = {
         "dpt": {"num_arms": 10, "dim": 2, "noise_sd": 0.3, "feature_seed": 1234},
         "dit": {"num_arms": 20, "dim": 10, "noise_sd": 0.3**0.5, "feature_seed": 1234},
+        "provable": {"num_arms": 10, "dim": 5, "noise_sd": 1.5, "feature_seed": None},
     }
 
-    def __init__(self, num_arms: int = 10, dim: int = 2, noise_sd: float = 0.3, feature_seed: int = 1234):
+    def __init__(self, num_arms: int = 10, dim: int = 2, noise_sd: float = 0.3, feature_seed: int | None = 1234):
         super().__init__(num_arms)
         require(is_int(dim, 1), "dim", dim, "an integer of at least 1")
         require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
-        require(is_int(feature_seed, 0), "feature_seed", feature_seed, f"an integer in 0 ..= {NEVER}")
+        known = feature_seed is None or is_int(feature_seed, 0)
+        require(known, "feature_seed", feature_seed, f"None or an integer in 0 ..= {NEVER}")
         self.dim = dim
         self.noise_sd = noise_sd
-        legacy = np.random.RandomState(feature_seed)
-        self.features = (legacy.standard_normal((num_arms, dim)) / np.sqrt(dim)).astype(np.float32)  # [A, d]
+        self.features = None  # float32 [A, d]
+        if feature_seed is not None:
+            legacy = np.random.RandomState(feature_seed)
+            self.features = (legacy.standard_normal((num_arms, dim)) / np.sqrt(dim)).astype(np.float32)
 
     @property
     def default_params(self) -> LinearBanditParams:
-        """theta along the first feature axis."""
-        return self._params(jnp.eye(self.dim)[0])
+        """theta along the first feature axis; features of its own are evenly spaced there."""
+        own = None
+        if self.features is None:
+            own = jnp.linspace(-1.0, 1.0, self.num_arms)[:, None] * jnp.eye(1, self.dim)
+        return self._params(jnp.eye(self.dim)[0], own)
 
     def sample_task(self, key: jax.Array, split: Split = "train") -> LinearBanditParams:
-        """Draws theta ~ N(0, I_d / d)."""
-        return self._params(jax.random.normal(split_key(key, split), (self.dim,)) / np.sqrt(self.dim))
+        """Draws theta, and features that the task has of its own."""
+        key = split_key(key, split)
+        if self.features is not None:
+            return self._params(jax.random.normal(key, (self.dim,)) / np.sqrt(self.dim), None)
+        key_theta, key_features = jax.random.split(key)
+        own = jax.random.uniform(key_features, (self.num_arms, self.dim), minval=-1, maxval=1)
+        return self._params(jax.random.uniform(key_theta, (self.dim,)), own)
 
-    def _params(self, theta):
-        return LinearBanditParams(theta=theta.astype(jnp.float32), noise_sd=jnp.float32(self.noise_sd))
+    def _params(self, theta, features):
+        theta, noise_sd = theta.astype(jnp.float32), jnp.float32(self.noise_sd)
+        return LinearBanditParams(theta=theta, features=features, noise_sd=noise_sd)
 
     def means(self, params):
         """Expected reward of every arm, float32 [A]."""
-        return jnp.sum(self.features * params.theta[None], axis=-1)
+        features = self.features if params.features is None else params.features
+        return jnp.sum(features * params.theta[None], axis=-1)
+
+    def observe(self, params):
+        """The constant 1, or the task's own features."""
+        return super().observe(params) if params.features is None else params.features.reshape(-1)
+
+    def observation_space(self, params=None):
+        """What `observe` shows."""
+        if self.features is not None:
+            return super().observation_space(params)
+        return spaces.Box(-1.0, 1.0, (self.num_arms * self.dim,))
 
     def bar_heights(self, params):
         """Means of -2 ..= 2, the middle of the picture is 0."""

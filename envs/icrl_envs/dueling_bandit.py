@@ -25,13 +25,13 @@ class DuelingBandit(Preferences):
       num_arms: A, at least 2.
       dim: d, at least 1.
       temperature: at least 0; at 0 the better arm always wins.
-      feature_seed: seed of the feature map, 0 ..= 2^31 - 1.
+      feature_seed: as in `LinearBandit`.
     """
 
     presets = {"icprl": {"num_arms": 20, "dim": 10, "temperature": 1.0, "feature_seed": 1234}}
     name = "DuelingBandit"
 
-    def __init__(self, num_arms: int = 10, dim: int = 2, temperature: float = 1.0, feature_seed: int = 1234):
+    def __init__(self, num_arms: int = 10, dim: int = 2, temperature: float = 1.0, feature_seed: int | None = 1234):
         super().__init__(LinearBandit(num_arms, dim, 0.0, feature_seed), None, temperature)
 
     def step_env(self, key, state, action, params):

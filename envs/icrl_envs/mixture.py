@@ -1,5 +1,6 @@
 """`mixture(*envs)`: several environments behind one interface; which one it is belongs to the task."""
 
+import functools
 from typing import Any
 
 import jax
@@ -79,13 +80,17 @@ class Mixture(TaskFamily):
         return obs, self._state(states, params), reward, terminated, {}
 
     def is_truncated(self, state, params):
-        """As in the chosen environment, and at the limit of the mixture, the longest of all."""
-        inside = self._chosen(params, lambda i, env, p: env.is_truncated(state.states[i], p))
-        return inside | (state.time >= params.max_steps_in_episode)
+        """As in the chosen environment."""
+        return self._chosen(params, lambda i, env, p: env.is_truncated(state.states[i], p))
 
     def _chosen(self, params, function):
-        """`function(i, env, its params)` of the chosen environment."""
-        branches = [lambda p, i=i, env=env: function(i, env, p[i]) for i, env in enumerate(self.envs)]
+        """`function(i, env, its params)` of the chosen environment; the mixture's time limit holds if it is lower."""
+
+        def branch(i, env, tasks):
+            limit = jnp.minimum(tasks[i].max_steps_in_episode, params.max_steps_in_episode)
+            return function(i, env, tasks[i].replace(max_steps_in_episode=limit))
+
+        branches = [functools.partial(branch, i, env) for i, env in enumerate(self.envs)]
         return jax.lax.switch(params.index, branches, params.env_params)
 
     def _state(self, states, params):

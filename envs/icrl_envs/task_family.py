@@ -90,7 +90,7 @@ def _(axis_size, in_batched, flag):
 
 
 def sample_tasks(env: TaskFamily, key: jax.Array, num_tasks: int, split: Split = "test") -> Any:
-    """Draws tasks stacked [B, ...]; one key gives the same tasks whoever draws them."""
+    """Draws tasks stacked [B, ...], held out unless told otherwise; one key gives the same tasks whoever draws them."""
     return jax.vmap(lambda key: env.sample_task(key, split))(jax.random.split(key, num_tasks))
 
 

@@ -19,10 +19,10 @@ from icrl_envs.film import write_png
 from icrl_jax import checkpoint, report
 from icrl_jax.core import Agent, Array, Method, TrainState, Tree
 from icrl_jax.parallel import check_rows
-from icrl_jax.run import folder
+from icrl_jax.run import folder, signals
 from icrl_jax.run.options import OptionsError, RunOptions, as_arguments, parse
 from icrl_jax.run.spec import EnvSpec, MethodSpec, to_json
-from icrl_jax.run.training import Interrupted, Stopwatch, interruptible, training
+from icrl_jax.run.training import Stopwatch, training
 from icrl_jax.train import Evaluate, NonFiniteLossError, Schedule
 
 
@@ -78,16 +78,18 @@ def main(experiment: Experiment, doc: str, argv: Sequence[str] | None = None) ->
 
 @contextmanager
 def guarded() -> Iterator[Console]:
-    """Turns what the user can mend into one clear line and an exit status, not a traceback."""
+    """Turns what the user can mend, and what a signal asks for, into a clear line and an exit status, no traceback."""
+    console = Console(soft_wrap=True)
     try:
-        yield Console(soft_wrap=True)
+        with signals.note_signals(console):
+            yield console
     except (OptionsError, folder.NotARunError, checkpoint.CheckpointError) as error:
         _stop(str(error), 2)
     except NonFiniteLossError as error:
         _stop(str(error), 1)
     except OSError as error:
         _stop(f"cannot write the run: {error.strerror or error} ({error.filename or 'runs folder'})", 1)
-    except Interrupted as interrupt:
+    except signals.Interrupted as interrupt:
         sys.exit(128 + interrupt.signal_number)
 
 
@@ -126,9 +128,8 @@ def shell_command(make: str, experiment: Experiment, config: RunOptions) -> str:
 def resumable(command: str, run_dir: Path, config: RunOptions, console: Console) -> Iterator[None]:
     """Says how to go on where SIGINT or SIGTERM stops the run, whatever it is doing."""
     try:
-        with interruptible():
-            yield
-    except Interrupted:
+        yield
+    except signals.Interrupted:
         command += f" PRESET={config.preset} ARGS='--resume {shown(run_dir)}'"
         console.print(f"stopped; what was trained is saved; to go on: {command}", highlight=False)
         raise
@@ -254,6 +255,7 @@ def seed_keys(seeds: Sequence[int]) -> Array:
 
 def open_folder(name: str, config: RunOptions, described: dict[str, Any], console: Console) -> Path:
     """The folder of a new run, or of the one to resume."""
+    signals.check()  # before it there is nothing to resume
     if config.resume is None:
         run_dir = folder.create(Path(config.runs_dir), name, described)
         console.print(f"{name}, preset {config.preset}: {_devices()}; run folder {shown(run_dir)}")
@@ -278,6 +280,7 @@ def write_up(
 ) -> None:
     """Writes results, figures and the report, and prints the tables; `pictures` are there already."""
     for name, figure, _ in findings.figures:
+        signals.check()
         report.save_figure(figure, run_dir, name)
     about = {"metric": metric, "reference": findings.reference, "ratios": findings.ratios}
     report.write_report(

@@ -74,8 +74,8 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--resume", "--runs-dir"):
-        first_look.add_argument(option)
+    for spellings in (("--preset",), ("--resume",), ("--runs-dir", "--runs_dir")):
+        first_look.add_argument(*spellings)
     seen, _ = first_look.parse_known_args(argv)
     preset = seen.preset or "cpu"
     if preset not in presets:

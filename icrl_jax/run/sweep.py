@@ -28,7 +28,8 @@ from icrl_jax.run.options import OptionsError, RunOptions
 from icrl_jax.run.spec import to_json
 from icrl_jax.run.training import Stopwatch
 
-SCORE_SEED = 9_317
+NOISE_SEED = 6_133
+"""Seed of the reward noise, the same for every run; the tasks are those of the experiment's `score`."""
 
 
 def as_sweep(experiment: Experiment, learning_rates: tuple[float, ...], num_seeds: int) -> Experiment:
@@ -72,22 +73,22 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
         state = train_plan(plan, run_dir, config, keys, watch, console, hparams=hparams, stop_nonfinite=False)
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         score = experiment.score(plan.env, config, config.eval_tasks)
-        key = jax.random.key(SCORE_SEED)
+        key = jax.random.key(NOISE_SEED)
         score_all = jax.jit(lambda params: jax.lax.map(lambda one: score(plan.method.agent(one), key), params))
         with watch.time("compile"):
             compiled = score_all.lower(state.params).compile()
         with watch.time("evaluate"):
             values = np.asarray(compiled(state.params)).reshape(len(rates), len(seeds), -1)  # [R, S, B]
-    diverged = ~np.isfinite(np.asarray(folder.read_metrics(run_dir)[-1]["loss"])).reshape(len(rates), len(seeds))
-    values = np.where(diverged[..., None], np.nan, values)
-    method = plan.method_spec.path.split(":")[1]
-    agents = {
-        f"{method} at {rate:g}": {experiment.metric: dict(statistics.interval(x))}
-        for rate, x in zip(rates, values, strict=True)
-    }
-    figure = report.sweep_figure(rates, values.mean(axis=-1), experiment.metric, method)
-    findings = Findings(agents, {}, {}, [("sweep", figure, "Every learning rate with every seed.")], None, {})
-    results = make_results(experiment.name, config.preset, plan, described["seeds"], watch, findings)
-    rows = folder.read_metrics(run_dir)
-    command = shell_command(make, experiment, config)
-    write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console)
+        diverged = ~np.isfinite(np.asarray(folder.read_metrics(run_dir)[-1]["loss"])).reshape(len(rates), len(seeds))
+        values = np.where(diverged[..., None], np.nan, values)
+        method = plan.method_spec.path.split(":")[1]
+        agents = {
+            f"{method} at {rate:g}": {experiment.metric: dict(statistics.interval(x))}
+            for rate, x in zip(rates, values, strict=True)
+        }
+        figure = report.sweep_figure(rates, values.mean(axis=-1), experiment.metric, method)
+        findings = Findings(agents, {}, {}, [("sweep", figure, "Every learning rate with every seed.")], None, {})
+        results = make_results(experiment.name, config.preset, plan, described["seeds"], watch, findings)
+        rows = folder.read_metrics(run_dir)
+        command = shell_command(make, experiment, config)
+        write_up(run_dir, results, findings, experiment.metric, described["options"], rows, command, console)

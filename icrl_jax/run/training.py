@@ -1,8 +1,6 @@
 """Training from the host, made kind: progress, logs, checkpoints, resume, and a clean stop."""
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +14,10 @@ from rich.console import Console
 from icrl_jax import checkpoint
 from icrl_jax.core import Array, Method, TrainState
 from icrl_jax.parallel import replicate
-from icrl_jax.run import folder
+from icrl_jax.run import folder, signals
 from icrl_jax.run.options import RunOptions
 from icrl_jax.run.progress import Progress
 from icrl_jax.train import Evaluate, Schedule, abstract_seeds, compile_chunk, fit, init_seeds
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; what it trained is saved. `signal_number` says by what."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 class Stopwatch:
@@ -38,12 +28,14 @@ class Stopwatch:
 
     @contextmanager
     def time(self, what: str) -> Iterator[None]:
-        """Adds the time of its block to `what`."""
+        """Adds the time of its block to `what`; before and after it the run may stop."""
+        signals.check()
         begin = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - begin
+        signals.check()
 
 
 def training(
@@ -62,7 +54,7 @@ def training(
     """Trains S runs at once in `run_dir`, from its newest whole checkpoint if there is one.
 
     Raises:
-      Interrupted: on SIGINT or SIGTERM, once the chunk in flight is finished and saved.
+      Interrupted: on SIGINT or SIGTERM, once what is under way is finished, and saved if it is a chunk.
       NonFiniteLossError: a loss was not finite; the checkpoints before it are kept.
       CheckpointError: there are checkpoints, but none fits.
       OSError: the run folder cannot be written.
@@ -83,67 +75,25 @@ def training(
         watch.seconds["train"] += earlier
         if first == schedule.num_chunks:
             return state
+        signals.check()
         with console.status("compiling the training loop"):
             keys, state = replicate(keys), replicate(state)
             chunk = compile_chunk(method, schedule, keys, state, evaluate)
     progress = Progress(console, schedule, first, tasks_per_update * len(keys))
-    stopping: list[int] = []
 
     def log_metrics(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
         row = {"chunk": done, "update": done * schedule.updates_per_chunk, "seconds": earlier + progress.elapsed}
         folder.append_metrics(run_dir, row | {name: np.asarray(value).tolist() for name, value in log.items()})
 
     def save(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
-        if done % options.checkpoint_every == 0 or done == schedule.num_chunks or stopping:
+        if done % options.checkpoint_every == 0 or done == schedule.num_chunks or signals.noted:
             checkpoint.save(directory, done, state, data_digest)
-        if stopping and done < schedule.num_chunks:
-            raise Interrupted(stopping[0])
+            signals.check()  # only here, where nothing is lost
 
     callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule, len(keys), first), progress, save]
-    with watch.time("train"), _catch_signals(stopping, console), progress:
+    with watch.time("train"), progress:
         resumed = {"first": first, "state": state, "chunk": chunk}
         return fit(keys, method, schedule, callbacks=callbacks, stop_nonfinite=stop_nonfinite, **resumed)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `Interrupted`, where there is nothing to save."""
-
-    def stop(signal_number, frame):
-        raise Interrupted(signal_number)
-
-    with _on_signals(stop):
-        yield
-
-
-@contextmanager
-def _catch_signals(stopping: list[int], console: Console) -> Iterator[None]:
-    """Turns the first SIGINT or SIGTERM into a note for the loop; the second one stops at once."""
-
-    def note(signal_number, frame):
-        stopping.append(signal_number)
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        console.print("finishing this part of the training, then saving; once more stops at once")
-
-    with _on_signals(note):
-        yield
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def _on_signals(handler) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_runs: int, first: int) -> list:
@@ -151,7 +101,7 @@ def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_run
         return []
     from tensorboardX import SummaryWriter
 
-    stale = first * schedule.updates_per_chunk + 1 if first else None  # what a kill left behind is hidden from here on
+    stale = first * schedule.updates_per_chunk + 1  # what a kill left behind is hidden from here on
     folders = [os.fspath(run_dir / "tensorboard" / f"seed_{s}") for s in range(num_runs)]
     writers = [SummaryWriter(folder, purge_step=stale) for folder in folders]
 

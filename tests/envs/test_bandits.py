@@ -210,8 +210,8 @@ def test_wrong_numbers_of_arms_are_refused(name, num_arms):
         ("bernoulli_bandit", "odd_share", -0.1, "None or a number in 0 ..= 1"),
         ("linear_bandit", "noise_sd", -1.0, "a finite number of at least 0"),
         ("linear_bandit", "dim", 0, "an integer of at least 1"),
-        ("linear_bandit", "feature_seed", -1, "an integer in 0"),
-        ("linear_bandit", "feature_seed", 2**31, "an integer in 0"),
+        ("linear_bandit", "feature_seed", -1, "None or an integer in 0"),
+        ("linear_bandit", "feature_seed", 2**31, "None or an integer in 0"),
     ],
 )
 def test_wrong_arguments_are_refused(name, argument, value, allowed):
@@ -231,6 +231,27 @@ def test_the_preset_of_dit():
     assert env.features.shape == (20, 10) and env.default_params.theta.shape == (10,)
     np.testing.assert_allclose(env.default_params.noise_sd**2, 0.3, rtol=1e-6)
     np.testing.assert_array_equal(env.features, icrl_envs.make("dueling_bandit", "icprl").features)
+
+
+def test_features_of_the_task_are_seen(getkey):
+    """Lin et al. 2023: 10 arms, 5 features in [-1, 1], theta in [0, 1]^5, noise of sd 1.5."""
+    env = icrl_envs.make("linear_bandit", "provable")
+    assert env.default_params.noise_sd == 1.5
+    features = np.zeros((10, 5), np.float32)
+    features[[1, 3, 9]] = [[0, 1, -1, 0, 0], [0.5, 0.5, 0, 0, 1], [-1, 0, 0, 0, 0]]
+    theta = np.float32([0.1, 0.2, 0.4, 0.8, 1.0])
+    task = env.default_params.replace(theta=theta, features=features, noise_sd=np.float32(0))
+    obs, rewards, *_ = pull(env, task, np.int32([0, 1, 3, 9, 42, -1]), getkey())
+    np.testing.assert_allclose(rewards, [0, -0.2, 1.15, -0.1, -0.1, 0], atol=1e-6)
+    np.testing.assert_array_equal(obs, np.tile(features.ravel(), (6, 1)))
+    assert env.optimal_action(None, task) == 3
+    n = 4001
+    tasks = jax.device_get(icrl_envs.sample_tasks(env, getkey(), n))
+    assert tasks.theta.shape == (n, 5) and tasks.features.shape == (n, 10, 5)
+    for x in (tasks.theta, (tasks.features + 1) / 2):  # U[0, 1]
+        for power in (1, 2, 3):
+            np.testing.assert_allclose((x**power).mean(0), 1 / (power + 1), atol=5 * 0.3 / np.sqrt(n))
+        assert x.min() >= 0 and x.max() <= 1
 
 
 def test_an_unknown_environment_names_the_close_ones():

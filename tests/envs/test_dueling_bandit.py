@@ -118,7 +118,7 @@ def test_the_preset_and_the_name():
         ("dim", 0, "an integer of at least 1"),
         ("temperature", -0.5, "a finite number of at least 0"),
         ("temperature", "1", "a finite number of at least 0"),
-        ("feature_seed", -1, "an integer in 0"),
+        ("feature_seed", -1, "None or an integer in 0"),
     ],
 )
 def test_wrong_arguments_are_refused(argument, value, allowed):

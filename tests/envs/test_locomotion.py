@@ -199,8 +199,10 @@ def test_the_laws_of_tasks(getkey):
         assert np.abs(exponent).max() <= 3 + 1e-5
         np.testing.assert_allclose(exponent.std(0), np.sqrt(3), rtol=0.05)
     angle = np.asarray(jax.vmap(icrl_envs.make("ant_dir").sample_task)(keys).direction)
+    assert angle.min() >= 0 and angle.max() <= np.float32(2 * np.pi)
     np.testing.assert_allclose([np.cos(angle).mean(), np.sin(angle).mean()], 0, atol=0.05)
     velocity = np.asarray(jax.vmap(icrl_envs.make("cheetah_vel").sample_task)(keys).target_velocity)
+    assert velocity.min() >= 0 and velocity.max() <= 3
     np.testing.assert_allclose([velocity.mean(), velocity.std()], [1.5, 3 / np.sqrt(12)], rtol=0.05)
 
 

@@ -85,7 +85,7 @@ def test_returns_of_every_preset(preset, size, getkey):
     ships, (best, terminated), (swept, _) = episode(jax.random.split(getkey(), 7))
     assert env.num_steps == env.num_actions == size**2 and ships.shape == (7, size, size)
     assert (ships.sum((1, 2)) == 12).all()
-    np.testing.assert_allclose(best.sum(1), env.optimal_return(TASK), rtol=1e-6)
+    np.testing.assert_allclose(best.sum(1), env.optimal_return(env.default_params), rtol=1e-6)
     np.testing.assert_array_equal(terminated, np.tile(np.arange(12) == 11, (7, 1)))
     np.testing.assert_allclose(swept.sum(1), 0, atol=1e-6)
 

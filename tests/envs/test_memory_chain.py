@@ -64,6 +64,7 @@ def test_episodes_of_any_length_have_the_cue_and_the_oracle_earns_1(memory_lengt
     np.testing.assert_array_equal(first[2:], 2 * state.context - 1)
     np.testing.assert_array_equal(obs[0], first)
     assert (obs[1:, 2:] == 0).all() and reward.sum() == 1 == env.optimal_return(task)
+    assert env.optimal_return(task.replace(max_steps_in_episode=memory_length)) == 0
     np.testing.assert_array_equal(terminated, np.arange(T) == T - 1)
     np.testing.assert_array_equal(np.flatnonzero(obs[:, 1]), [memory_length - 1] if state.query else [])
 

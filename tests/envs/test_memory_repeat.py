@@ -176,6 +176,23 @@ def test_the_oracle_earns_1_in_the_longest_episodes(name, getkey):
     np.testing.assert_array_equal(terminated, np.arange(T) == T - 1)
 
 
+@pytest.mark.parametrize(
+    "name, limit, share",
+    [
+        ("repeat_first", 10, 10 / 51),
+        ("repeat_first", 99, 1),
+        ("repeat_previous", 3, 0),  # k = 4
+        ("repeat_previous", 10, 7 / 48),
+        ("autoencode", 51, 0),
+        ("autoencode", 61, 10 / 52),
+    ],
+)
+def test_a_lower_limit_leaves_the_questions_before_it(name, limit, share):
+    env = icrl_envs.make(name, "easy")
+    task = env.default_params.replace(max_steps_in_episode=limit)
+    np.testing.assert_allclose(env.optimal_return(task), share, rtol=1e-6)
+
+
 def test_presets_hold_the_sizes_of_the_paper():
     assert {key: icrl_envs.make(*key).num_steps for key in LENGTHS} == LENGTHS
     assert (icrl_envs.make("repeat_previous", "medium").k, icrl_envs.make("repeat_previous", "hard").k) == (32, 64)

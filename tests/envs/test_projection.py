@@ -14,7 +14,8 @@ from two_episodes import on_host
 
 import icrl_envs
 from icrl_envs import copies, preferences, revealed
-from icrl_envs.mixture import mixture
+from icrl_envs.memory.control import CartPoleState
+from icrl_envs.mixture import MixtureState, mixture
 from icrl_envs.projection import projected
 from icrl_jax.agents import oracle, uniform
 from icrl_jax.rollout import rollout, start
@@ -71,7 +72,7 @@ def test_a_step_is_the_step_inside_projected_by_hand(name, getkey):
     task = jax.tree.map(lambda x: x[:B], drawn(env)["train"])
     key_reset, first, steps = walk(env, task, getkey())
     keys, states, actions, obs, after, reward, terminated, truncated = steps
-    first_inside = jax.vmap(env.env.reset_env)(key_reset, task.env_params)[0]
+    first_inside = on_host(jax.vmap(env.env.reset_env))(key_reset, task.env_params)[0]
     np.testing.assert_allclose(first, np.einsum("boi,bi->bo", task.obs_matrix, first_inside), atol=1e-6)
     if name == "discrete":
         inside = np.take_along_axis(task.action_map, actions, axis=1)
@@ -133,13 +134,11 @@ def test_bounds_hold_and_actions_are_clipped(env, i, seed, choice, torques):
 
 
 @pytest.mark.parametrize("env", [DISCRETE, CONTINUOUS, MIXED], ids=["discrete", "continuous", "mixture"])
-def test_train_and_test_tasks_are_disjoint(env, getkey):
+def test_train_and_test_share_no_map(env):
     train, test = drawn(env)["train"], drawn(env)["test"]
     for x, y in zip(jax.tree.leaves(train), jax.tree.leaves(test), strict=True):
         if np.issubdtype(x.dtype, np.floating) and np.ptp(x) > 0:
             assert not set(x.reshape(N, -1)[:, 0]) & set(y.reshape(N, -1)[:, 0])
-    with pytest.raises(ValueError, match="split='validation': must be one of 'train', 'test', 'all'"):
-        env.sample_task(getkey(), "validation")
 
 
 def test_by_default_nothing_is_mixed(getkey):
@@ -203,19 +202,6 @@ def test_copies_and_preferences_go_around(getkey):
     np.testing.assert_allclose(record.env_info["strong_regret"], 0, atol=1e-8)
 
 
-def test_time_limits_hold(getkey):
-    for env in (DISCRETE, MIXED):
-        task = drawn_one(env)
-        state = env.reset(getkey(), task)[1]
-        inside = (state,) if env is DISCRETE else state.states
-        late = tuple(s.replace(time=jnp.int32(200)) for s in inside)
-        late = late[0] if env is DISCRETE else state.replace(states=late)
-        truncated = on_host(env.is_truncated)
-        assert truncated(late, task) and not truncated(state, task)
-        assert truncated(state.replace(time=jnp.int32(5)), task.replace(max_steps_in_episode=np.int32(5)))
-        assert env.default_params.max_steps_in_episode == 200
-
-
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_mixture_is_the_chosen_environment(index, getkey):
     inner = MIXED.envs[index]
@@ -241,16 +227,19 @@ def test_a_mixture_is_the_chosen_environment(index, getkey):
     assert ended.time == T and ended.states[index].time == T and ended.states[1 - index].time == 0
 
 
-def test_tasks_of_a_mixture_meet_all_environments_in_one_program(getkey):
-    tasks = drawn(MIXED)["train"]
-    assert abs(tasks.index.mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
-    tasks = jax.tree.map(lambda x: x[:B], tasks)
-    step = jax.vmap(lambda task, key: live.__wrapped__(oracle(MIXED), revealed(MIXED), task, key, 200))
-    rewards = on_host(step)(tasks, jax.random.split(getkey(), B)).transition.feedback.sum(1)
-    np.testing.assert_allclose(rewards[tasks.index == 0], 1, rtol=1e-5)
-    assert (rewards[tasks.index == 1] < 1).all() and abs(rewards[tasks.index == 1].mean() - 9 / 11) < 0.2
-    optimal = on_host(jax.vmap(MIXED.optimal_return))(tasks)
-    np.testing.assert_allclose(optimal, np.where(tasks.index == 0, 1, 9 / 11), rtol=1e-6)
+def test_environments_of_a_mixture_are_equally_likely():
+    for tasks in drawn(MIXED).values():
+        assert abs(tasks.index.mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
+
+
+@pytest.mark.parametrize("index, limit, lasts", [(0, 200, 200), (0, 30, 30), (1, 200, 50), (1, 30, 30)])
+def test_the_lower_of_both_time_limits_holds(index, limit, lasts):
+    env = mixture(CARTPOLE, icrl_envs.make("stateless_cartpole", num_steps=50))
+    task = env.default_params.replace(index=jnp.int32(index), max_steps_in_episode=limit)
+    np.testing.assert_allclose(env.optimal_return(task), lasts / (200, 50)[index], rtol=1e-6)
+    for time in (lasts - 1, lasts):
+        state = CartPoleState(jnp.int32(time), *jnp.zeros(4))
+        assert env.is_truncated(MixtureState(time=state.time, states=(state, state)), task) == (time == lasts)
 
 
 @functools.partial(on_host, static_argnums=0)
@@ -261,16 +250,16 @@ def draw(env, states, tasks):
 def test_a_mixture_draws_the_chosen_environment(getkey):
     few_arms = projected(icrl_envs.make("memory_bandit", num_arms=7), 12, 10)  # a narrower picture
     env = mixture(MIXED.envs[0], few_arms)
-    tasks = jax.tree.map(lambda x: x[:B], drawn(env)["train"])
-    states = jax.vmap(env.reset_env)(jax.random.split(getkey(), B), tasks)[1]
+    tasks = jax.vmap(lambda index: env.default_params.replace(index=index))(jnp.arange(2))
+    states = on_host(jax.vmap(env.reset_env))(jax.random.split(getkey(), 2), tasks)[1]
     inside = [draw(*each) for each in zip(env.envs, states.states, tasks.env_params, strict=True)]
-    assert inside[0].shape != inside[1].shape and set(tasks.index.tolist()) == {0, 1}
+    assert inside[0].shape != inside[1].shape
     height, width = np.max([pictures.shape[1:3] for pictures in inside], axis=0)
-    for i, picture in zip(tasks.index, zip(draw(env, states, tasks), *inside, strict=True), strict=True):
+    for i, picture in enumerate(draw(env, states, tasks)):
         expected = np.full((height, width, 3), 255, np.uint8)
-        chosen = picture[1 + i]
+        chosen = inside[i][i]
         expected[: chosen.shape[0], : chosen.shape[1]] = chosen
-        np.testing.assert_array_equal(picture[0], expected)
+        np.testing.assert_array_equal(picture, expected)
 
 
 def test_a_mixture_has_no_picture_where_a_part_has_none():

@@ -1,5 +1,6 @@
 """What is refused, and how: one clear message naming option, value and what is allowed, before anything compiles."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from icrl_envs.bandits import Bandit
 from icrl_jax.methods.dpt import DPTConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
-from icrl_jax.run import EnvSpec, MethodSpec, load
+from icrl_jax.run import EnvSpec, MethodSpec, folder, load
 from icrl_jax.run.folder import NotARunError
 from icrl_jax.run.options import as_arguments, parse
 from icrl_jax.run.spec import differences, from_dict, from_json, to_json
@@ -99,6 +100,17 @@ def test_a_run_of_another_experiment_or_with_other_fields_is_refused(tmp_path, c
     assert "is a run of ad_dark_room, not of dpt_bandit" in refused(capsys, "--resume", tmp_path, folder=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"experiment": "dpt_bandit"}))
     assert "Config has no option speed" in refused(capsys, "--resume", tmp_path, folder=tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["--runs-dir {}", "--runs-dir={}", "--runs_dir {}", "--runs_dir={}"])
+def test_the_run_to_resume_is_found_in_the_runs_folder_however_that_is_spelled(spelling, tmp_path):
+    experiment = small.EXPERIMENT
+    options = dataclasses.asdict(dataclasses.replace(experiment.presets["cpu"], seed=7))
+    described = {"experiment": experiment.name, "env": {}, "method": {}, "seeds": [7], "options": options}
+    folder.create(tmp_path, experiment.name, described)
+    argv = ["--resume", "latest", *spelling.format(tmp_path).split()]
+    config = parse(experiment.name, experiment.presets, "", argv)
+    assert (config.seed, config.runs_dir) == (7, str(tmp_path))
 
 
 def test_help_shows_every_option_with_its_default_and_meaning():

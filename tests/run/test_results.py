@@ -59,7 +59,7 @@ def test_results_obey_the_contract(finished):
     assert results["env_preset"] is None and results["seeds"] == [5, 6] and results["status"] == "complete"
     assert results["env_steps"] == 2 * 12 * 4 * 7 and results["tokens"] == 2 * 12 * 4 * 8
     assert {"dpt", "thompson", "ucb", "ucb1", "empirical_mean", "random", "oracle"} <= results["agents"].keys()
-    conditions = {"sd_0", "sd_0.3", "sd_0.5", "bernoulli", "offline_random"}
+    conditions = {"sd_0", "sd_0.3", "sd_0.5", "bernoulli", "offline_random", "offline_bernoulli"}
     assert conditions <= results["conditions"].keys()
     for name, metrics in results["agents"].items():
         regret = metrics["cumulative_regret"]

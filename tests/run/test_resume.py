@@ -4,12 +4,13 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -128,12 +129,62 @@ def test_a_signal_in_training_saves_and_tells_how_to_resume(number, whole, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_evaluation_tells_how_to_resume(number, copied, capsys):
-    experiment = small.EXPERIMENT._replace(findings=lambda trained: (os.kill(os.getpid(), number), time.sleep(5)))
+    def signalled(trained):
+        os.kill(os.getpid(), number)
+        return small.findings(trained)
+
+    experiment = small.EXPERIMENT._replace(findings=signalled)
     with pytest.raises(SystemExit) as stop:
         run("--resume", copied, folder=copied.parent.parent, experiment=experiment)
     said = capsys.readouterr().out
     assert stop.value.code == 128 + number and f"--resume {copied}" in said
     assert not (copied / "results.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["run folder", "evaluating on"])
+def test_a_signal_outside_the_training_loop_ends_the_process_cleanly(moment, copied):
+    """Just before everything is initialised and compiled, and before an evaluation."""
+    options = ["--resume", copied] if moment == "evaluating on" else [*small.OPTIONS, "--runs-dir", copied.parent]
+    with started(small.__file__, *options) as process:
+        said = read_until(process, moment)
+        process.send_signal(signal.SIGTERM)
+        said += process.communicate()[0]
+    assert process.returncode == 143, said
+    assert "once more stops at once" in said and "to go on: make train" in said and "Traceback" not in said
+
+
+def test_a_second_signal_ends_at_once_what_does_not_return_to_python(copied):
+    """Where no handler of Python's would run."""
+    code = "import small, sys; small.main(small.EXPERIMENT._replace(findings=small.endless), '', sys.argv[1:])"
+    with started("-c", code, "--resume", copied) as process:
+        read_until(process, "evaluating on")
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "once more stops at once")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=5)[0] == ""
+    assert process.returncode == -signal.SIGTERM
+
+
+@contextmanager
+def started(*arguments):
+    """A process of its own, which is killed should the test be stuck."""
+    command, here = [sys.executable, *map(str, arguments)], Path(small.__file__).parent
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        yield process
+        watchdog.cancel()
+
+
+def read_until(process, words):
+    """What it says, up to the line with these words."""
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, f"ended without saying {words!r}: {said}"
+        said += line
+    return said
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(whole, copied):
@@ -181,19 +232,32 @@ def test_incompatible_options_are_refused_naming_the_field_with_both_values(copi
     assert "the run was started with other options: dpt.model.width: 8 -> 16; seed: 0 -> 3" in said
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path, capsys, monkeypatch):
-    real, limits = checkpoint.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    """Also where many writes fail at once, and of all that the interpreter adds until its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *small.OPTIONS, "--runs-dir", str(tmp_path)],
+        cwd=Path(small.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert re.fullmatch(r"error: cannot write the run: File too large \(\S+/checkpoints\)\n", done.stderr), done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stdout
 
-    def save(*args):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        try:
-            real(*args)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(checkpoint, "save", save)
-    said = refused(capsys, folder=tmp_path, status=1)
-    assert re.fullmatch(r"error: cannot write the run: File too large \(\S+/checkpoints\)", said)
+FULL_DISK = """
+import resource, sys
+import numpy as np
+import small
+from icrl_jax import checkpoint
+
+def save(directory, step, state, *rest):
+    many = list(np.random.default_rng(0).normal(size=(200, 2000)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    real(directory, step, state._replace(extra=many), *rest)
+
+real, checkpoint.save = checkpoint.save, save
+small.main(small.EXPERIMENT, "", sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/dpt_bandit"])

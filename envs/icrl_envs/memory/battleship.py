@@ -12,7 +12,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import EnvState
 
 from icrl_envs import drawing
-from icrl_envs.memory.episodes import MemoryTask, stream_key
+from icrl_envs.memory.episodes import MemoryTask, share, stream_key
 from icrl_envs.task_family import is_int, require
 
 
@@ -76,8 +76,8 @@ class Battleship(MemoryTask):
         return jnp.argmax(state.ships & ~state.shots).astype(jnp.int32)
 
     def optimal_return(self, params):
-        """1: nothing but hits."""
-        return jnp.ones(())
+        """Nothing but hits: 1, or the share of them that the task's limit leaves time for."""
+        return share(params.max_steps_in_episode, sum(self.ship_sizes))
 
     def _hits(self, state, action):
         return jnp.any(state.ships & ~state.shots & self._is(action))

@@ -11,7 +11,7 @@ from gymnax.environments.environment import EnvState
 
 from icrl_envs.drawing import bars, cells
 from icrl_envs.memory.deck import KINDS, card_colours, deal, deck_size, full_deck, num_kinds, shuffled
-from icrl_envs.memory.episodes import MemoryTask, stream_key
+from icrl_envs.memory.episodes import MemoryTask, share, stream_key
 from icrl_envs.memory.recall import Recall
 
 RANKS = KINDS["ranks"]
@@ -143,8 +143,11 @@ class HigherLower(Recall):
         return (margin < 0).astype(jnp.int32)
 
     def optimal_return(self, params):
-        """12/13: of N - 1 pairs of neighbours, N/13 - 1 are ties on average; each of the others pays 1/N."""
-        return jnp.float32(1 - 1 / RANKS)
+        """12/13: of N - 1 pairs of neighbours, N/13 - 1 are ties on average; each of the others pays 1/N.
+
+        Every pair is as likely a tie, so a lower limit leaves its share of the steps.
+        """
+        return (1 - 1 / RANKS) * share(params.max_steps_in_episode, self.num_steps)
 
     def observation_space(self, params=None) -> spaces.Box:
         """A rank, one-hot."""
@@ -206,8 +209,8 @@ class Concentration(MemoryTask):
         return jnp.where(self._is_pair(state, place), jnp.float32(2 / self.num_cards), failure)
 
     def optimal_return(self, params):
-        """All pairs and no failure."""
-        return jnp.ones(())
+        """All pairs and no failure: a pair in every second step, 1 in the end."""
+        return share(params.max_steps_in_episode // 2, self.num_cards // 2)
 
     def step_env(self, key, state, action, params):
         """Turns one card."""

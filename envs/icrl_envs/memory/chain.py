@@ -62,10 +62,6 @@ class MemoryChain(Recall):
         """The bit asked for."""
         return state.context[state.query]
 
-    def asks(self, state):
-        """Only at the end."""
-        return state.time == self.memory_length
-
     def observation_space(self, params=None) -> spaces.Box:
         """See the class."""
         return spaces.Box(-1.0, float(max(1, self.num_bits - 1)), (2 + self.num_bits,))

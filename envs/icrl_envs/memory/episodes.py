@@ -34,6 +34,11 @@ def stream_key(key: jax.Array, params: MemoryParams) -> jax.Array:
     return jax.random.fold_in(key, params.stream)
 
 
+def share(made: Any, of: int) -> jax.Array:
+    """The share of `of` payments when `made` were made: none below 0, all from `of` on, float32 []."""
+    return jnp.clip(made, 0, of).astype(jnp.float32) / of
+
+
 class MemoryTask(TaskFamily):
     """What all memory families share; their `reset_env` and `step_env` draw with `stream_key(key, params)` only.
 

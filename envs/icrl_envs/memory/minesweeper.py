@@ -8,7 +8,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import EnvState
 
 from icrl_envs import drawing
-from icrl_envs.memory.episodes import MemoryTask, stream_key
+from icrl_envs.memory.episodes import MemoryTask, share, stream_key
 from icrl_envs.task_family import is_int, require
 
 
@@ -79,8 +79,8 @@ class MineSweeper(MemoryTask):
         return jnp.argmax(~(state.viewed | state.mines)).astype(jnp.int32)
 
     def optimal_return(self, params):
-        """1: every safe cell viewed once."""
-        return jnp.ones(())
+        """Every safe cell viewed once: 1, or the share of them that the task's limit leaves time for."""
+        return share(params.max_steps_in_episode, self.num_actions - self.num_mines)
 
     def _is(self, action):  # bool [cells]
         return np.arange(self.num_actions) == jnp.clip(action, 0, self.num_actions - 1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from icrl_envs.memory.episodes import MemoryTask, stream_key
+from icrl_envs.memory.episodes import MemoryTask, share, stream_key
 
 
 class Recall(MemoryTask):
@@ -41,8 +41,8 @@ class Recall(MemoryTask):
         raise NotImplementedError
 
     def asks(self, state: Any) -> jax.Array:
-        """Whether this step asks, bool []: every step unless a game says otherwise."""
-        return jnp.ones((), bool)
+        """Whether this step asks, bool []: the last `num_questions` do, unless a game says otherwise."""
+        return state.time >= self.num_steps - self.num_questions
 
     def optimal_action(self, state, params):
         """The right answer; where nothing is asked, any answer is as good."""
@@ -55,8 +55,8 @@ class Recall(MemoryTask):
         return jnp.where(self.asks(state), payment, jnp.float32(0))
 
     def optimal_return(self, params):
-        """All answers right."""
-        return jnp.ones(())
+        """All answers right: 1, or the share of the questions that come before the task's limit."""
+        return share(params.max_steps_in_episode - (self.num_steps - self.num_questions), self.num_questions)
 
     def step_env(self, key, state, action, params):
         """Takes the answer, shows what comes next."""

@@ -113,10 +113,6 @@ class RepeatPrevious(Recall):
         """The oldest of the last k suits."""
         return state.window[0]
 
-    def asks(self, state):
-        """Whether k cards have been dealt."""
-        return state.time + 1 >= self.k
-
     def observation_space(self, params=None) -> spaces.Box:
         """A suit, one-hot."""
         return spaces.Box(0.0, 1.0, (SUITS,))
@@ -172,10 +168,6 @@ class Autoencode(Recall):
     def answer(self, state):
         """The newest suit that was not recited."""
         return state.stack[0]
-
-    def asks(self, state):
-        """Whether all cards have been dealt."""
-        return state.time >= self.num_cards - 1
 
     def observation_space(self, params=None) -> spaces.Box:
         """A mode and a suit, both one-hot."""
