@@ -12,8 +12,9 @@ from benchmarks.update import QUICK, SIZES, Size, our_updates
 from icrl_jax.core import Tree
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.attention import attention
+from icrl_jax.models.layers import layer_norm, linear
 from icrl_jax.models.policy import Policy
-from icrl_jax.models.transformer import TransformerConfig, layer_norm, linear
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.parallel import over_rows, replicate
 
 

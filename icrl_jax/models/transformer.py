@@ -9,7 +9,7 @@ Axes: B rows, T time, D width, H heads, K head width, F feed-forward width, C ca
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,9 @@ from flax import nnx
 from jax import Array, lax
 
 from icrl_jax.models.attention import attention, contained
+from icrl_jax.models.layers import Aux, LayerNorm, Mlp, Precision, check_choices, check_sizes, fan_in, linear, precision
 
 Positions = Literal["none", "learned", "rotary"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Aux = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,8 @@ class TransformerConfig:
     dtype: Precision = "auto"
 
     def __post_init__(self):
-        for option in ("width", "num_layers", "num_heads", "context_len", "mlp_ratio"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option}={value!r} must be a positive integer")
-        for option, allowed in (("positions", get_args(Positions)), ("dtype", get_args(Precision))):
-            if getattr(self, option) not in allowed:
-                raise ValueError(f"{option}={getattr(self, option)!r} must be one of {', '.join(allowed)}")
+        check_sizes(self, "width", "num_layers", "num_heads", "context_len", "mlp_ratio")
+        check_choices(self, positions=Positions, dtype=Precision)
         if self.width % self.num_heads:
             divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
             raise ValueError(f"num_heads={self.num_heads} must divide width={self.width}: one of {divisors}")
@@ -69,9 +63,7 @@ class TransformerConfig:
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        if self.dtype == "auto":
-            return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        return jnp.dtype(self.dtype)
+        return precision(self.dtype)
 
     def check_horizon(self, num_inputs: int, option: str = "num_inputs") -> None:
         """Refuses sequences (inputs between two resets) that a table of learned positions cannot number."""
@@ -104,81 +96,6 @@ class Branches(NamedTuple):
 Cache = TypeVar("Cache", Memory, Branches)
 
 
-@jax.custom_vjp
-def linear(x: Array, w: Array) -> Array:
-    """`x @ w` over the last axis, in the dtype of `x`.
-
-    The gradient of `w` is one tall product per call, written so that only `x` is transposed: left to itself, XLA on CPU
-    fuses whatever produced the incoming gradient into a strided transpose of it, three times slower in all.
-    """
-    return x @ w.astype(x.dtype)
-
-
-def _linear_forward(x, w):
-    return linear(x, w), (x, w)
-
-
-def _linear_backward(residuals, dy):
-    x, w = residuals
-    dw = jnp.matmul(x.reshape(-1, x.shape[-1]).T, dy.reshape(-1, dy.shape[-1]), preferred_element_type=w.dtype)
-    return dy @ w.astype(dy.dtype).T, dw
-
-
-linear.defvjp(_linear_forward, _linear_backward)
-
-
-@jax.custom_vjp
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    """Normalises the last axis in float32; its own gradient, with fewer passes over memory than the derived one."""
-    return _layer_norm_forward(x, scale, bias)[0]
-
-
-def _layer_norm_forward(x, scale, bias):
-    x_f32 = x.astype(scale.dtype)
-    mean = x_f32.mean(axis=-1, keepdims=True)
-    rstd = lax.rsqrt(jnp.square(x_f32 - mean).mean(axis=-1, keepdims=True) + 1e-5)
-    y = (x_f32 - mean) * rstd * _like(scale, x) + _like(bias, x)
-    return y.astype(x.dtype), (x, mean, rstd, scale)
-
-
-def _layer_norm_backward(residuals, dy):
-    x, mean, rstd, scale = residuals
-    normal, dy_f32 = (x.astype(scale.dtype) - mean) * rstd, dy.astype(scale.dtype)
-    dnormal = dy_f32 * _like(scale, x)
-    dmean = dnormal.mean(axis=-1, keepdims=True)
-    dscale = (dnormal * normal).mean(axis=-1, keepdims=True)
-    dx = (rstd * (dnormal - dmean - normal * dscale)).astype(x.dtype)
-    rows = tuple(range(x.ndim - 1))
-    return dx, (dy_f32 * normal).sum(axis=rows), dy_f32.sum(axis=rows)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-class Mlp(nnx.Module):
-    """The feed-forward part of a block: `ffn(x) -> (y, aux)`."""
-
-    def __init__(self, config: TransformerConfig, key: Array):
-        D, F = config.width, config.width * config.mlp_ratio
-        key_up, key_down = jax.random.split(key)
-        self.up = _fan_in(key_up, (D, F), D)
-        self.down = _fan_in(key_down, (F, D), F * 2 * config.num_layers)
-
-    def __call__(self, x: Array) -> tuple[Array, Aux]:
-        return linear(jax.nn.gelu(linear(x, self.up[...])), self.down[...]), {}
-
-
-class LayerNorm(nnx.Module):
-    """Parameters of `layer_norm`."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: Array) -> Array:
-        return layer_norm(x, self.scale[...], self.bias[...])
-
-
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward. The cache lies between the two halves of attention, so it is split."""
 
@@ -186,8 +103,8 @@ class Block(nnx.Module):
         D, H, K = config.width, config.num_heads, config.head_width
         key_qkv, key_out, key_ffn = jax.random.split(key, 3)
         self.attention_norm = LayerNorm(D)
-        self.qkv = _fan_in(key_qkv, (D, 3 * H * K), D)
-        self.out = _fan_in(key_out, (H * K, D), D * 2 * config.num_layers)
+        self.qkv = fan_in(key_qkv, (D, 3 * H * K), D)
+        self.out = fan_in(key_out, (H * K, D), D * 2 * config.num_layers)
         self.ffn_norm = LayerNorm(D)
         self.ffn = ffn(config, key_ffn)
         self.num_heads = H
@@ -429,12 +346,3 @@ def _rotary(index_T: Array, K: int) -> Callable[[Array], Array]:
         return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
 
     return rotate
-
-
-def _fan_in(key: Array, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
-    return nnx.Param(jax.random.normal(key, shape) * fan_in**-0.5)
-
-
-def _like(vector: Array, x: Array) -> Array:
-    """A vector with the rank of `x`."""
-    return vector.reshape((1,) * (x.ndim - 1) + (-1,))

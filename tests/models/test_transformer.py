@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icrl_jax.models.transformer import Transformer, TransformerConfig, layer_norm, linear
+from icrl_jax.models.layers import layer_norm, linear
+from icrl_jax.models.transformer import Transformer, TransformerConfig
 
 B, D, C = 7, 12, 5
 CONFIG = TransformerConfig(width=D, num_layers=2, num_heads=3, context_len=C, positions="none")
