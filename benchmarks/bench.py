@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import acting, collect, compiling, parts, stepping, update
+from benchmarks import acting, collect, compiling, models, parts, stepping, update
 from benchmarks.measure import CLOCKS, Row, use_clock
 
 PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "update": update.rows,
     "parts": parts.rows,
     "acting": acting.rows,
+    "models": models.rows,
     "compile": compiling.rows,
 }
 

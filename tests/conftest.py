@@ -1,8 +1,15 @@
-"""Strict JAX for every test: nothing broadcasts or changes its type silently."""
+"""Strict JAX for every test: nothing broadcasts or changes its type silently.
 
+Most of what the tests take is compilation, so it optimises little, here and in the processes that tests start.
+"""
+
+import gc
 import itertools
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -22,6 +29,23 @@ def pytest_configure(config):
     import icrl_envs
 
     icrl_envs.FAMILIES.update({path: path for path in config.getoption("--family")})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets a module's compiled programs: each C++ exception in JAX's own code searches all that are loaded, and with
+    some thousands of them that takes most of the time."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Full optimisation, for a module whose tests compute more than they compile, or ask for the last digits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

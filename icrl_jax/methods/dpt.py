@@ -22,6 +22,7 @@ from icrl_jax.core import Agent, Array, Method, Transition, Tree
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.data.contexts import as_timesteps, shuffled
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
+from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import rollout, start
@@ -31,7 +32,7 @@ from icrl_jax.rollout import rollout, start
 class DPTConfig:
     """What DPT learns from, and with."""
 
-    model: TransformerConfig = field(default_factory=TransformerConfig)
+    model: ModelConfig = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_updates: int = 2000
     """Gradient steps."""
@@ -59,9 +60,10 @@ class DPTConfig:
         if self.shuffle and (self.behaviour == "thompson" or self.num_tasks is None):
             why = "whose actions adapt to the context" if self.num_tasks else "whose contexts are used only once"
             raise ValueError(f"shuffle=True: must be False with {self._source()}, {why}")
-        if self.horizon >= self.model.context_len:
+        context_len = self.model.context_len
+        if context_len is not None and self.horizon >= context_len:
             raise ValueError(
-                f"horizon={self.horizon}: must be below model.context_len={self.model.context_len}, "
+                f"horizon={self.horizon}: must be below model.context_len={context_len}, "
                 "so that the query and every transition stay in sight"
             )
 

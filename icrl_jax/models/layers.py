@@ -7,15 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
 Aux = dict[str, Array]
 
 
 def precision(dtype: Precision) -> jnp.dtype:
-    """What is computed in; "auto" is bfloat16 on accelerators, float32 on CPU."""
+    """What is computed in; "auto" is bfloat16 on accelerators, float32 on CPU. "float64" is for checks in JAX's x64."""
     if dtype == "auto":
         return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return jnp.dtype(dtype)
+
+
+def widened(x: Array) -> Array:
+    """In float32 at least."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def check_sizes(config: Any, *options: str) -> None:

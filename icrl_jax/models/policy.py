@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from icrl_jax.core import Array, TimeStep, Tree
-from icrl_jax.models.transformer import Transformer, TransformerConfig
+from icrl_jax.models.kinds import ModelConfig, make_model
 
 
 class Policy(nnx.Module):
@@ -15,11 +15,11 @@ class Policy(nnx.Module):
     starts it is the query instead, concat(obs, zeros).
     """
 
-    def __init__(self, config: TransformerConfig, obs_dim: int, num_actions: int, key: Array):
+    def __init__(self, config: ModelConfig, obs_dim: int, num_actions: int, key: Array):
         key_embed, key_body, key_head = jax.random.split(key, 3)
         self.num_actions = num_actions
         self.embed = _linear(key_embed, 2 * obs_dim + num_actions + 1, config.width)
-        self.body = Transformer(config, key_body)
+        self.body = make_model(config, key_body)
         self.head = _linear(key_head, config.width, num_actions)
 
     def __call__(self, carry: Tree, timesteps: TimeStep) -> tuple[Tree, Array, dict]:

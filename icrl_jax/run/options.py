@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from icrl_jax.models.kinds import KINDS, ModelConfig, kind_of, other_kind
 from icrl_jax.run import folder
 from icrl_jax.run.spec import differences, from_dict
 
@@ -72,8 +73,9 @@ def parse(
     Raises:
       OptionsError: a value that is refused, an unknown preset, no run to resume, or options that differ from its own.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--model")
+    chosen, argv = first_look.parse_known_args(sys.argv[1:] if argv is None else argv)
     for spellings in (("--preset",), ("--resume",), ("--runs-dir", "--runs_dir")):
         first_look.add_argument(*spellings)
     seen, _ = first_look.parse_known_args(argv)
@@ -91,13 +93,15 @@ def parse(
                     f"resume={seen.resume!r}: {run_dir} is a run of {saved['experiment']}, not of {name}"
                 )
             default = from_dict(type(default), saved["options"])
+        if chosen.model is not None:
+            default = with_model(default, chosen.model)
         config = tyro.cli(
             type(default),
             prog=f"python -m experiments.{module or name}",
-            description=doc,
+            description=f"{doc}\n\n--model {'|'.join(KINDS)}: which sequence model; it has options of its own.",
             default=default,
             args=argv,
-            config=(tyro.conf.OmitArgPrefixes,),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
     except (ValueError, folder.NotARunError) as error:
         raise OptionsError(str(error)) from None
@@ -106,9 +110,33 @@ def parse(
     return config
 
 
+def with_model(config: Any, name: str) -> Any:
+    """The same options with another kind of sequence model, wherever among them it stands.
+
+    Raises:
+      ValueError: no such kind, or one that does not fit the other options.
+    """
+    if isinstance(config, ModelConfig):
+        return other_kind(config, name)
+    inner = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changed = {key: with_model(value, name) for key, value in inner.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(config, **changed)
+
+
+def _model(config: Any) -> str | None:
+    """The kind of sequence model among the options."""
+    if isinstance(config, ModelConfig):
+        return kind_of(config)
+    inner = (getattr(config, field.name) for field in dataclasses.fields(config))
+    return next((found for value in inner if dataclasses.is_dataclass(value) and (found := _model(value))), None)
+
+
 def as_arguments(preset: RunOptions, config: RunOptions) -> str:
     """What to type after a preset to get this configuration, "" for the preset itself."""
-    given = []
+    given, model = [], _model(config)
+    if model is not None and model != _model(preset):
+        preset = with_model(preset, model)
+        given.append(f"--model {model}")
     for line in differences(dataclasses.asdict(preset), dataclasses.asdict(config)):
         option, value = line.split(": ", 1)
         name, value = option.split(".")[-1], ast.literal_eval(value.split(" -> ")[1])

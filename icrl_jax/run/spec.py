@@ -77,7 +77,9 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any], prefix: str 
 def _from_plain(hint: Any, value: Any) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
-        return from_dict(next(x for x in options if isinstance(x, type) and dataclasses.is_dataclass(x)), value)
+        classes = [x for x in options if isinstance(x, type) and dataclasses.is_dataclass(x)]
+        fitting = [cls for cls in classes if value.keys() <= {field.name for field in dataclasses.fields(cls)}]
+        return from_dict((fitting or classes)[0], value)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -16,6 +16,8 @@ from small import refused
 from icrl_envs.bandits import Bandit
 from icrl_jax.methods.dpt import DPTConfig
 from icrl_jax.methods.supervised import OptimConfig
+from icrl_jax.models.gru import GRUConfig
+from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import EnvSpec, MethodSpec, folder, load
 from icrl_jax.run.folder import NotARunError
@@ -54,6 +56,8 @@ WRONG = [
     (("--behaviour", "nobody"), "invalid choice 'nobody' for argument '--behaviour'"),
     (("--preset", "huge"), "preset='huge': must be one of cpu, paper"),
     (("--nonsense", 3), "Unrecognized options: --nonsense"),
+    (("--model", "lstm"), "model='lstm': must be one of transformer, s5, gru"),
+    (("--model", "s5"), "Unrecognized options: --num-heads"),  # those of the transformer
     (("--resume", "/nowhere"), "/nowhere is not a run folder: it holds no config.json"),
     (("--resume", "latest"), "dpt_bandit/latest is not a run folder: it holds no config.json"),
 ]
@@ -124,10 +128,11 @@ def test_help_shows_every_option_with_its_default_and_meaning():
         assert words in said
 
 
-def test_specs_survive_json():
-    config = DPTConfig(
-        model=TransformerConfig(width=8, num_heads=2, context_len=8), optim=OptimConfig(clip=None), horizon=7
-    )
+@pytest.mark.parametrize(
+    "model", [TransformerConfig(width=8, num_heads=2, context_len=8), S5Config(width=6), GRUConfig(cell="lstm")]
+)
+def test_specs_survive_json(model):
+    config = DPTConfig(model=model, optim=OptimConfig(clip=None), horizon=7)
     env, method = EnvSpec("gaussian_bandit", None, {"num_arms": 3}), MethodSpec("icrl_jax.methods.dpt:dpt", config)
     saved = json.loads(json.dumps(to_json(env, method)))
     assert from_json(saved) == (env, method)
@@ -148,6 +153,8 @@ def test_differences_are_named_leaf_by_leaf():
         "",
         "--seed 3 --learning-rate 0.0001 --width 16",
         "--clip None --num-tasks 101 --shuffle --no-train-empty --learning-rates 0.1 0.003",
+        "--model s5 --state-size 6 --gate half_glu1 --width 16",
+        "--model gru --cell lstm",
     ],
 )
 def test_the_command_that_a_report_shows_gives_the_same_configuration(typed):

@@ -1,0 +1,103 @@
+"""The sequence models side by side: training and acting as sequences grow, and the scan against a GRU."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.measure import Row, faster, in_turn, milliseconds
+from icrl_jax.models.gru import GRUConfig
+from icrl_jax.models.kinds import ModelConfig, make_model
+from icrl_jax.models.s5 import S5Config
+from icrl_jax.models.transformer import TransformerConfig
+
+
+class Size(NamedTuple):
+    """What is timed."""
+
+    width: int = 64
+    num_layers: int = 2
+    lengths: Sequence[int] = (128, 512, 2048, 8192, 16_384)
+    tokens: int = 16_384  # in one batch of training, whatever the length
+    rows: int = 16  # that act at once
+    acts: int = 64  # in a call
+    rounds: int = 3
+    scan: tuple[int, int, int] = (32, 1024, 128)  # rows, length and width of one layer of S5 and one of GRU
+
+
+QUICK = Size(8, 1, (4, 8), 16, 2, 3, 1, (2, 5, 8))
+
+
+def models(size: Size, length: int) -> dict[str, ModelConfig]:
+    """One of each kind, of one width and depth."""
+    width, layers = size.width, size.num_layers
+    return {
+        "transformer": TransformerConfig(width, layers, max(1, width // 32), context_len=length, positions="rotary"),
+        "s5": S5Config(width, layers, state_size=width),
+        "s4d": S5Config(width, layers, kind="s4d", state_size=8),
+        "gru": GRUConfig(width, layers),
+        "lstm": GRUConfig(width, layers, cell="lstm"),
+    }
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Two rows per model and length, and the comparison with a GRU."""
+    size = QUICK if quick else Size()
+    yield scan_row(size)
+    for length in size.lengths:
+        yield from length_rows(size, length)
+
+
+def scan_row(size: Size) -> Row:
+    """Forward and backward through one layer of S5 and one of GRU."""
+    B, T, D = size.scan  # noqa: N806
+    sides = {"s5": S5Config(D, 1, state_size=D), "gru": GRUConfig(D, 1)}
+    seconds = in_turn({name: training(config, B, T)[0] for name, config in sides.items()}, size.rounds)
+    note = f"one layer each, {B} sequences of {T:,}, width {D}, forward and backward"
+    ours, theirs = seconds["s5"], seconds["gru"]
+    return faster("training, s5 against gru", milliseconds(ours), milliseconds(theirs), theirs / ours, 2, note)
+
+
+def length_rows(size: Size, length: int) -> Iterator[Row]:
+    """Every model at one length: a token of training, and an act with so much context."""
+    configs = models(size, length)
+    num_rows = max(1, size.tokens // length)
+    trained = {name: training(config, num_rows, length) for name, config in configs.items()}
+    train = in_turn({name: run for name, (run, _) in trained.items()}, size.rounds)
+    act = in_turn({name: acting(config, size.rows, size.acts) for name, config in configs.items()}, size.rounds)
+    for name in configs:
+        token = 1e6 * train[name] / (num_rows * length)
+        note = f"{num_rows} rows at once; {trained[name][1] / 2**20:,.0f} MiB beside weights and inputs"
+        yield Row(f"training, {name}, length {length:,}", f"{token:.3g} us a token", note=note)
+        step = 1e6 * act[name] / (size.acts * size.rows)
+        yield Row(f"acting, {name}, context {length:,}", f"{step:.3g} us a step", note=f"{size.rows} rows at once")
+
+
+def training(config: ModelConfig, num_rows: int, length: int) -> tuple[Callable[[], object], int]:
+    """A forward and backward pass, and the bytes that it needs."""
+    model = make_model(config, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (num_rows, length, config.width))
+    reset = jax.random.bernoulli(jax.random.key(2), 1 / length, (num_rows, length))
+
+    @jax.jit
+    def gradient(model, x, reset):
+        return jax.grad(lambda model: jnp.square(model(None, x, reset)[1]).mean())(model)
+
+    compiled = gradient.lower(model, x, reset).compile()
+    memory: Any = compiled.memory_analysis()
+    return lambda: jax.block_until_ready(compiled(model, x, reset)), memory.temp_size_in_bytes
+
+
+def acting(config: ModelConfig, num_rows: int, num_steps: int) -> Callable[[], object]:
+    """Steps that go on from a memory of full length."""
+    model = make_model(config, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (num_steps, num_rows, config.width))
+    never = jnp.zeros(num_rows, bool)
+
+    @jax.jit
+    def act(model, carry, x):
+        return jax.lax.scan(lambda carry, x: model.step(carry, x, never), carry, x)[1][-1]
+
+    carry = model.init_carry(num_rows)
+    return lambda: jax.block_until_ready(act(model, carry, x))

@@ -1,0 +1,293 @@
+# ruff: noqa: N803, N806
+"""State-space models: S5, a linear recurrence with many inputs and outputs, and S4D, one for each feature.
+
+Axes: B rows, T time, D width, P complex states of a layer, M those of one feature (S4D), L layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from icrl_jax.models.layers import (
+    Aux,
+    LayerNorm,
+    Mlp,
+    Precision,
+    check_choices,
+    check_sizes,
+    fan_in,
+    linear,
+    precision,
+    widened,
+)
+from icrl_jax.models.recurrence import advance, linear_recurrence, multiply
+from icrl_jax.models.recurrent import Recurrent
+
+Kind = Literal["s5", "s4d"]
+Gate = Literal["full_glu", "half_glu1", "half_glu2"]
+Norm = Literal["pre", "post", "none"]
+
+
+@dataclass(frozen=True)
+class S5Config:
+    """Sizes of a state-space model.
+
+    Attributes:
+        width: D, features of each input and output.
+        num_layers: L.
+        kind: "s5", or "s4d": one recurrence for each feature, mixed by the gate alone.
+        state_size: N, even; half of its eigenvalues are kept, the others being their conjugates. Of each feature for
+            "s4d".
+        gate: what follows the recurrence, with g its GELU: "full_glu" W1 g * sigmoid(W2 g), "half_glu1"
+            g * sigmoid(W2 g), "half_glu2" y * sigmoid(W2 g).
+        norm: layer normalisation before each part of a block and at the end, after each block, or nowhere.
+        mlp_ratio: F / D of a feed-forward part after each recurrence; 0 is none.
+        dt_min, dt_max: range of the steps' lengths at the start of training, drawn log-uniformly.
+        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down.
+        dtype: of the projections; "auto" is bfloat16 on accelerators, float32 on CPU. The recurrence is float32.
+    """
+
+    width: int = 64
+    num_layers: int = 2
+    kind: Kind = "s5"
+    state_size: int = 64
+    gate: Gate = "full_glu"
+    norm: Norm = "pre"
+    mlp_ratio: int = 0
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    remat: bool = False
+    dtype: Precision = "auto"
+
+    def __post_init__(self):
+        check_sizes(self, "width", "num_layers", "state_size")
+        check_choices(self, kind=Kind, gate=Gate, norm=Norm, dtype=Precision)
+        if self.state_size % 2:
+            raise ValueError(f"state_size={self.state_size} must be even: half of it are conjugates")
+        if not isinstance(self.mlp_ratio, int) or self.mlp_ratio < 0:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be 0 or a positive integer")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(f"dt_min={self.dt_min!r}, dt_max={self.dt_max!r} must be above 0 and in this order")
+
+    @property
+    def num_states(self) -> int:
+        """P."""
+        return self.state_size // 2 * (self.width if self.kind == "s4d" else 1)
+
+    @property
+    def context_len(self) -> None:
+        """How many inputs an output sees: all since the last reset."""
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return precision(self.dtype)
+
+
+def hippo_normal(N: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues with positive imaginary part [N / 2] of the normal part of HiPPO-LegS, and their vectors [N, N / 2].
+
+    HiPPO-LegS is A_nk = -sqrt(2n + 1) sqrt(2k + 1) below the diagonal, -(n + 1) on it. A + P P^T with P_n =
+    sqrt(n + 1/2) is normal, its eigenvalues -1/2 + i omega.
+
+    References:
+        Jimmy Smith et al., Simplified State Space Layers for Sequence Modeling, 2023, https://arxiv.org/abs/2208.04933
+    """
+    n = np.arange(N)
+    root = np.sqrt(2 * n + 1)
+    A = -np.tril(np.outer(root, root), -1) - np.diag(n + 1.0)
+    P = np.sqrt(n + 0.5)
+    S = A + np.outer(P, P)
+    omega, vectors = np.linalg.eigh(-1j * (S - np.diag(np.diag(S))))
+    return np.diag(S).mean() + 1j * omega[N // 2 :], vectors[:, N // 2 :]
+
+
+class StateSpace(nnx.Module):
+    """What both kinds share: eigenvalues whose real part is negative, the steps' lengths, and their discretisation."""
+
+    def __init__(self, config: S5Config, key: Array, eigenvalues: np.ndarray):
+        """`eigenvalues`: complex [P], or [D, M] where each feature has its own."""
+        key_dt, key_skip = jax.random.split(key)
+        self.log_decay = nnx.Param(jnp.asarray(np.log(-np.real(eigenvalues)), jnp.float32))
+        self.frequency = nnx.Param(jnp.asarray(np.imag(eigenvalues), jnp.float32))
+        shape = (*eigenvalues.shape[:-1], 1) if eigenvalues.ndim > 1 else eigenvalues.shape
+        low, high = np.log(config.dt_min), np.log(config.dt_max)
+        self.log_dt = nnx.Param(jax.random.uniform(key_dt, shape, minval=low, maxval=high))
+        self.skip = nnx.Param(jax.random.normal(key_skip, (config.width,)))
+
+    def discrete(self) -> tuple[Array, Array]:
+        """exp(lambda dt) and (exp(lambda dt) - 1) / lambda, the zero-order hold, each [..., 2P]."""
+        decay, frequency, dt = -jnp.exp(self.log_decay[...]), self.frequency[...], jnp.exp(self.log_dt[...])
+        size, angle = jnp.exp(decay * dt), frequency * dt
+        a_re, a_im = size * jnp.cos(angle), size * jnp.sin(angle)
+        # The real part of a - 1 without cancellation where dt is small.
+        less_re = jnp.expm1(decay * dt) * jnp.cos(angle) - 2 * jnp.square(jnp.sin(angle / 2))
+        norm = jnp.square(decay) + jnp.square(frequency)
+        inverse = jnp.concatenate([decay / norm, -frequency / norm], axis=-1)
+        return jnp.concatenate([a_re, a_im], axis=-1), multiply(jnp.concatenate([less_re, a_im], axis=-1), inverse)
+
+
+class DenseStateSpace(StateSpace):
+    """S5: every input drives every state, every output reads every state."""
+
+    def __init__(self, config: S5Config, key: Array):
+        D, N = config.width, config.state_size
+        key_shared, key_b, key_c = jax.random.split(key, 3)
+        eigenvalues, V = hippo_normal(N)
+        super().__init__(config, key_shared, eigenvalues)
+        b_DN = jax.random.normal(key_b, (D, N)) * D**-0.5
+        c_re, c_im = jax.random.normal(key_c, (2, D, N)) * N**-0.5
+        V_re, V_im = (jnp.asarray(part, jnp.float32) for part in (np.real(V), np.imag(V)))
+        self.b = nnx.Param(jnp.concatenate([b_DN @ V_re, -(b_DN @ V_im)], axis=1))  # V^H B
+        c_DP = c_re @ V_re - c_im @ V_im, c_re @ V_im + c_im @ V_re  # C V
+        # The real part of C x, twice, as the other half of the states are conjugates.
+        self.c = nnx.Param(jnp.concatenate([2 * c_DP[0].T, -2 * c_DP[1].T]))
+
+    def transition(self) -> tuple[Array, Array]:
+        """`a` [2P] and the input matrix [D, 2P] of the recurrence."""
+        a_2P, scale_2P = self.discrete()
+        return a_2P, multiply(scale_2P[None], self.b[...])
+
+    def drive(self, b: Array, u: Array) -> Array:
+        """What the inputs [..., D] add to the states, float32 [..., 2P]."""
+        return widened(linear(u, b))
+
+    def read(self, x: Array, u: Array) -> Array:
+        """The outputs [..., D]."""
+        return linear(x.astype(u.dtype), self.c[...]) + u * _like(self.skip[...], u)
+
+
+class DiagonalStateSpace(StateSpace):
+    """S4D: M states for each feature, none of them shared (S4D-Lin: lambda_m = -1/2 + i pi m).
+
+    References:
+        Albert Gu et al., On the Parameterization and Initialization of Diagonal State Space Models, 2022,
+        https://arxiv.org/abs/2206.11893
+    """
+
+    def __init__(self, config: S5Config, key: Array):
+        D, M = config.width, config.state_size // 2
+        key_shared, key_c = jax.random.split(key)
+        super().__init__(config, key_shared, np.tile(-0.5 + 1j * np.pi * np.arange(M), (D, 1)))
+        self.c = nnx.Param(jax.random.normal(key_c, (D, 2 * M)) * 2**0.5)
+
+    def transition(self) -> tuple[Array, Array]:
+        """`a` [2P] and what each feature adds to its own states [D, 2M]."""
+        a_D2M, scale_D2M = self.discrete()
+        return _flat(a_D2M), scale_D2M
+
+    def drive(self, b: Array, u: Array) -> Array:
+        """What the inputs [..., D] add to the states, float32 [..., 2P]."""
+        u_D1 = widened(u)[..., None]
+        return _flat(u_D1 * _like(b, u_D1))
+
+    def read(self, x: Array, u: Array) -> Array:
+        """The outputs [..., D]."""
+        x_re, x_im = (part.reshape(*u.shape, -1) for part in jnp.split(x, 2, axis=-1))
+        c_re, c_im = (_like(part, x_re) for part in jnp.split(self.c[...], 2, axis=-1))
+        return (x_re * c_re - x_im * c_im).sum(axis=-1).astype(u.dtype) + u * _like(self.skip[...], u)
+
+
+def _flat(x: Array) -> Array:
+    """[..., D, real | imaginary of M] to [..., real | imaginary of D * M]."""
+    parts = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([part.reshape(*x.shape[:-2], -1) for part in parts], axis=-1)
+
+
+def _like(weights: Array, x: Array) -> Array:
+    """Weights with the rank and the dtype of `x`."""
+    return weights.reshape((1,) * (x.ndim - weights.ndim) + weights.shape).astype(x.dtype)
+
+
+KINDS = {"s5": DenseStateSpace, "s4d": DiagonalStateSpace}
+
+
+class Block(nnx.Module):
+    """Recurrence, GELU and gate on a residual stream; then a feed-forward part, if there is one."""
+
+    def __init__(self, config: S5Config, key: Array, ffn: Callable[..., nnx.Module]):
+        D = config.width
+        key_ssm, key_value, key_gate, key_ffn = jax.random.split(key, 4)
+        self.form, self.place = config.gate, config.norm
+        self.ssm = KINDS[config.kind](config, key_ssm)
+        self.gate = fan_in(key_gate, (D, D), D)
+        self.value = fan_in(key_value, (D, D), D) if config.gate == "full_glu" else None
+        self.norm = None if config.norm == "none" else LayerNorm(D)
+        self.ffn = ffn(config, key_ffn) if config.mlp_ratio else None
+        self.ffn_norm = LayerNorm(D) if config.mlp_ratio and config.norm != "none" else None
+
+    def __call__(self, x: Array, recur: Callable[[Array, Array], Array]) -> tuple[Array, Array, Aux]:
+        """[..., D] to the states, the output and what the feed-forward part reports; `recur(a, b)` gives the states."""
+        u = self._normed(x, self.norm, "pre")
+        a, b = self.ssm.transition()
+        states = recur(a, self.ssm.drive(b, u))
+        x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
+        if self.ffn is None:
+            return states, x, {}
+        y, aux = self.ffn(self._normed(x, self.ffn_norm, "pre"))
+        return states, self._normed(x + y, self.ffn_norm, "post"), aux
+
+    def _normed(self, x: Array, norm: LayerNorm | None, place: Norm) -> Array:
+        return norm(x) if norm is not None and self.place == place else x
+
+    def _gated(self, y: Array) -> Array:
+        g = jax.nn.gelu(y)
+        through = jax.nn.sigmoid(linear(g, self.gate[...]))
+        if self.value is not None:
+            return linear(g, self.value[...]) * through
+        return (g if self.form == "half_glu1" else y) * through
+
+
+class S5(Recurrent):
+    """A stack of state-space blocks; the carry is the states of each layer, L arrays [B, 2P].
+
+    Args:
+        config: sizes.
+        key: for the initial weights.
+        ffn: makes the feed-forward part of a block, if it has one, `ffn(config, key)(x) -> (y, aux)`.
+    """
+
+    def __init__(self, config: S5Config, key: Array, ffn: Callable[..., nnx.Module] = Mlp):
+        self.config = config
+        keys = jax.random.split(key, config.num_layers)
+        self.blocks = jax.vmap(lambda key: Block(config, key, ffn))(keys)
+        self.norm = LayerNorm(config.width) if config.norm == "pre" else None
+
+    def init_carry(self, batch: int) -> tuple[Array, ...]:
+        """All states zero."""
+        return (jnp.zeros((batch, 2 * self.config.num_states)),) * self.config.num_layers
+
+    def step(self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array) -> tuple[tuple[Array, ...], Array]:
+        """One input a row."""
+        carry, y_BD, _ = self._through(carry, x_BD, lambda state, a, b: advance(a, b, state, reset_B))
+        return carry, y_BD
+
+    def __call__(
+        self, carry: tuple[Array, ...] | None, x_BTD: Array, reset_BT: Array
+    ) -> tuple[tuple[Array, ...], Array, Aux]:
+        """Whole sequences; `carry=None` is that of `init_carry`."""
+        carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
+        x_TBD, recur = jnp.swapaxes(x_BTD, 0, 1), lambda state, a, b: linear_recurrence(a, b, state, reset_BT.T)
+        states, y_TBD, aux = self._through(carry, x_TBD, recur)
+        return tuple(state_TB2P[-1] for state_TB2P in states), jnp.swapaxes(y_TBD, 0, 1), aux
+
+    def _through(self, carry, x, recur):
+        """All blocks; `recur(state before, a, b)` gives the states."""
+
+        def run(block, x, state):
+            return block(x, lambda a, b: recur(state, a, b))
+
+        run = jax.checkpoint(run) if self.config.remat else run
+        states, total, x = [], {}, x.astype(self.config.compute_dtype)
+        for layer, state in enumerate(carry):
+            block = jax.tree.map(lambda p: p[layer], self.blocks)  # noqa: B023
+            state, x, aux = run(block, x, state)
+            states.append(state)
+            total = {name: total.get(name, 0.0) + value / len(carry) for name, value in aux.items()}
+        x = widened(x)
+        return tuple(states), x if self.norm is None else self.norm(x), total

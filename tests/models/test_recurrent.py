@@ -1,0 +1,150 @@
+# ruff: noqa: N802, N803, N806
+"""Models whose memory does not grow keep the contract of a sequence model, whatever the carry and the resets."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icrl_jax.models.gru import GRUConfig
+from icrl_jax.models.kinds import make_model as make
+from icrl_jax.models.s5 import S5Config
+
+B, D, T = 5, 7, 13
+S5_CONFIG = S5Config(width=D, num_layers=2, state_size=6)
+CONFIGS = {
+    "s5": S5_CONFIG,
+    "s4d": S5Config(width=D, num_layers=2, kind="s4d", state_size=4),
+    "s5-post-ffn": S5Config(width=D, num_layers=2, state_size=6, norm="post", gate="half_glu1", mlp_ratio=2),
+    "s5-remat": S5Config(width=D, num_layers=2, state_size=6, norm="none", gate="half_glu2", remat=True),
+    "gru": GRUConfig(width=D, num_layers=2),
+    "lstm": GRUConfig(width=D, num_layers=2, cell="lstm"),
+}
+every_model = pytest.mark.parametrize("name", CONFIGS)
+
+
+@functools.cache
+def make_model(name, dtype="auto"):
+    return make(dataclasses.replace(CONFIGS[name], dtype=dtype), jax.random.key(0))
+
+
+def make_inputs(T=T, seed=1, batch=B):
+    keys = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(keys[0], (batch, T, D)), jax.random.bernoulli(keys[1], 0.15, (batch, T))
+
+
+call = jax.jit(lambda model, carry, x, reset: model(carry, x, reset)[:2])
+
+
+@jax.jit
+def scan_step(model, carry, x, reset):
+    inputs = jnp.swapaxes(x, 0, 1), jnp.swapaxes(reset, 0, 1)
+    carry, y = jax.lax.scan(lambda carry, xs: model.step(carry, *xs), carry, inputs)
+    return carry, jnp.swapaxes(y, 0, 1)
+
+
+@functools.cache
+def used_carry(name):
+    model = make_model(name)
+    return scan_step(model, model.init_carry(B), *make_inputs(seed=2))[0]
+
+
+def assert_close(a, b, atol=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol), a, b)
+
+
+@every_model
+def test_step_matches_call(name):
+    """From a used carry and from nothing; and the carries agree."""
+    model = make_model(name)
+    x, reset = make_inputs()
+    for stepped_from, called_from in ((used_carry(name),) * 2, (model.init_carry(B), None)):
+        assert_close(scan_step(model, stepped_from, x, reset), call(model, called_from, x, reset))
+
+
+@every_model
+def test_resets_equal_separate_sequences(name):
+    model, (x, _), cuts = make_model(name), make_inputs(), [0, 3, 4, T]
+    reset = jnp.zeros((B, T), bool).at[:, jnp.array(cuts[:-1])].set(True)
+    _, together = call(model, used_carry(name), x, reset)
+    for first, end in zip(cuts, cuts[1:], strict=False):
+        _, apart = call(model, None, x[:, first:end], jnp.zeros((B, end - first), bool))
+        assert_close(together[:, first:end], apart)
+
+
+@every_model
+def test_future_has_zero_gradient(name):
+    """Nothing later, and nothing before a reset; everything else is seen."""
+    model, reset_at = make_model(name), 6
+    x, _ = make_inputs(batch=1)
+    reset = jnp.zeros((1, T), bool).at[:, reset_at].set(True)
+    reach = jax.jit(jax.jacobian(lambda x: jnp.square(model(None, x, reset)[1]).sum(axis=(0, 2))))(x)
+    reach = np.asarray(jnp.abs(reach).sum(axis=(1, 3)))
+    query, key = np.indices((T, T))
+    expected = (key <= query) & ((key >= reset_at) == (query >= reset_at))
+    np.testing.assert_array_equal(reach > 0, expected)
+
+
+@every_model
+def test_carry_is_a_memory_until_the_reset(name):
+    """The gradient reaches the carry, and no further than to the first reset."""
+    model, (x, _) = make_model(name), make_inputs()
+    reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
+    loss = lambda carry, reset, t: jnp.square(model(carry, x, reset)[1][:, t]).sum()
+    gradient = jax.jit(jax.grad(loss), static_argnums=2)
+    reaches = lambda reset, t: max(jnp.abs(g).max() for g in jax.tree.leaves(gradient(used_carry(name), reset, t)))
+    assert reaches(reset, 3) > 0 and reaches(reset, 4) == 0
+    assert reaches(reset.at[:, 0].set(True), 3) == 0
+
+
+@every_model
+def test_peek_matches_discarded_step(name):
+    model, carry = make_model(name), used_carry(name)
+    candidates, _ = make_inputs(3, seed=3)
+    stepped = [scan_step(model, carry, candidates[:, i : i + 1], jnp.zeros((B, 1), bool))[1][:, 0] for i in range(3)]
+    assert_close(jax.jit(type(model).peek)(model, carry, candidates), jnp.stack(stepped, axis=1))
+
+
+@every_model
+def test_branch_matches_separate_steps(name):
+    model, carry, n = make_model(name), used_carry(name), 3
+    x, reset = make_inputs(4, seed=4, batch=B * n)
+    branches, y = call(model, model.branch(carry, n, 4), x, reset)
+    for i in range(n):
+        alone, expected = scan_step(model, carry, x[i::n], reset[i::n])
+        assert_close((jax.tree.map(lambda z: z[i::n], branches), y[i::n]), (alone, expected))  # noqa: B023
+
+
+@every_model
+def test_nan_before_a_reset_never_leaks_past_it(name):
+    model, (x, _) = make_model(name), make_inputs()
+    reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
+    spoiled = x.at[:, 2].set(jnp.nan)
+    clean = call(model, None, x, reset)[1]
+    before, _ = call(model, None, spoiled[:, :4], reset[:, :4])
+    for y in (
+        call(model, None, spoiled, reset)[1],
+        scan_step(model, model.init_carry(B), spoiled, reset)[1],
+        jnp.concatenate([x[:, :4], call(model, before, x[:, 4:], reset[:, 4:])[1]], axis=1),
+    ):
+        assert_close(y[:, 4:], clean[:, 4:])
+    assert jnp.isnan(call(model, None, spoiled, reset)[1][:, 2:4]).all()
+    past = jax.jit(jax.grad(lambda x: jnp.sin(model(None, x, reset)[1][:, 4:]).sum()))
+    assert_close(past(spoiled)[:, 4:], past(x)[:, 4:])
+
+
+@every_model
+def test_gradients_match_finite_differences_in_float64(name):
+    """Of the weights, the inputs and the carry, along one direction."""
+    model, carry = make_model(name, "float64"), used_carry(name)
+    with jax.enable_x64(True):
+        x, reset = make_inputs()
+        args = jax.tree.map(lambda z: jnp.asarray(z, jnp.float64), (model, carry, x))
+        f = jax.jit(lambda args: jnp.sin(args[0](args[1], args[2], reset)[1].astype(jnp.float64)).sum())
+        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
+        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
+        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)

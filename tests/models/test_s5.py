@@ -1,0 +1,180 @@
+# ruff: noqa: N802, N803, N806
+"""The state-space models against complex arithmetic in NumPy, written out."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icrl_jax.models import recurrence
+from icrl_jax.models.recurrence import linear_recurrence, multiply
+from icrl_jax.models.s5 import DenseStateSpace, DiagonalStateSpace, S5Config, hippo_normal
+
+T, B, P = 13, 5, 3
+
+
+def as_pair(z):
+    return jnp.asarray(np.concatenate([z.real, z.imag], axis=-1), jnp.float32)
+
+
+def as_complex(x):
+    real, imaginary = np.split(np.asarray(x, np.float64), 2, axis=-1)
+    return real + 1j * imaginary
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    a = 0.9 * np.exp(1j * rng.uniform(0, 2 * np.pi, P))
+    return a, draw(T, B, P), draw(B, P), rng.uniform(size=(T, B)) < 0.2
+
+
+def by_hand(a, b, x, reset):
+    """The recurrence in complex128, one step at a time."""
+    states = []
+    for t in range(len(b)):
+        x = np.where(reset[t][:, None], 0, a * x) + b[t]
+        states.append(x)
+    return np.stack(states)
+
+
+@pytest.mark.parametrize("form", [recurrence._loop, recurrence._associative])
+def test_both_forms_equal_the_recurrence_in_float64(form):
+    a, b, x, reset = inputs()
+    reset[0, 0] = True
+    assert reset.any() and reset[0].any() and not reset[0].all()
+    states = jax.jit(form)(as_pair(a), as_pair(b), as_pair(x), jnp.asarray(reset))
+    np.testing.assert_allclose(as_complex(states), by_hand(a, b, x, reset), atol=1e-5)
+
+
+def test_both_forms_have_one_gradient(monkeypatch):
+    """The one written by hand runs the recurrence backwards; here it meets that which JAX derives from the loop."""
+    a, b, x, reset = inputs(1)
+    weight = jnp.asarray(np.random.default_rng(2).normal(size=(T, B, 2 * P)), jnp.float32)
+    args = as_pair(a), as_pair(b), as_pair(x)
+    reset = jnp.asarray(reset)
+    loss = lambda f: lambda args: (weight * jnp.sin(f(*args, reset))).sum()
+    derived = jax.jit(jax.grad(loss(recurrence._loop)))(args)
+    for form in (recurrence._loop, recurrence._associative):
+        monkeypatch.setattr(recurrence, "_states", form)
+        written = jax.jit(jax.grad(loss(lambda *args: linear_recurrence(*args))))(args)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), written, derived)
+
+
+def test_operator_is_associative():
+    """Any bracketing of runs of inputs, whichever of them holds a reset, gives one state."""
+    a, b, _, _ = inputs(3)
+    runs = [(as_pair(a), as_pair(b[t, 0])) for t in range(3)]
+    for flags in itertools.product([False, True], repeat=3):
+        x, y, z = ((*run, jnp.array([flag])) for run, flag in zip(runs, flags, strict=True))
+        left, right = recurrence._join(recurrence._join(x, y), z), recurrence._join(x, recurrence._join(y, z))
+        np.testing.assert_allclose(left[1], right[1], atol=1e-5)
+        assert left[2] == right[2] == any(flags)
+        if not any(flags):
+            np.testing.assert_allclose(left[0], right[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("N", [2, 6, 14])
+def test_hippo_is_diagonalised(N):
+    values, vectors = hippo_normal(N)
+    values, vectors = np.concatenate([values, values.conj()]), np.concatenate([vectors, vectors.conj()], axis=1)
+    S = (vectors * values) @ vectors.conj().T
+    n = np.arange(N)
+    P = np.sqrt(n + 0.5)
+    A = S.real - np.outer(P, P)
+    expected = -np.sqrt(np.outer(2 * n + 1, 2 * n + 1)) * (n[:, None] > n) - np.diag(n + 1.0)
+    np.testing.assert_allclose(A, expected, atol=1e-9)
+    np.testing.assert_allclose(S.imag, 0, atol=1e-9)
+    np.testing.assert_allclose(values.real, -0.5)
+
+
+def make(kind, **sizes):
+    config = S5Config(**{"width": 7, "state_size": 6, "kind": kind, **sizes})
+    layer = {"s5": DenseStateSpace, "s4d": DiagonalStateSpace}[kind](config, jax.random.key(0))
+    return config, layer
+
+
+def outputs(layer, u, reset):
+    a, b = layer.transition()
+    states = linear_recurrence(a, layer.drive(b, u), jnp.zeros((u.shape[1], a.shape[0])), reset)
+    return layer.read(states, u)
+
+
+def in_numpy(layer):
+    """Eigenvalues, steps and the outputs' weights in float64."""
+    get = lambda name: np.asarray(getattr(layer, name)[...], np.float64)
+    return -np.exp(get("log_decay")) + 1j * get("frequency"), np.exp(get("log_dt")), get("skip")
+
+
+def test_a_full_state_equals_the_conjugate_half():
+    """S5 in NumPy with all N states, each beside its conjugate, and the zero-order hold as it is defined."""
+    _, layer = make("s5")
+    u = np.random.default_rng(4).normal(size=(T, 1, 7)).astype(np.float32)
+    reset = np.zeros((T, 1), bool)
+    reset[5] = True
+    eigenvalues, dt, skip = in_numpy(layer)
+    b = as_complex(layer.b[...])  # [D, P]
+    half = as_complex(np.asarray(layer.c[...]).T)  # [D, real | -imaginary], doubled
+    c = half.conj() / 2
+    eigenvalues, dt = np.concatenate([eigenvalues, eigenvalues.conj()]), np.concatenate([dt, dt])
+    b, c = np.concatenate([b, b.conj()], axis=1), np.concatenate([c, c.conj()], axis=1)
+    a = np.exp(eigenvalues * dt)
+    states = by_hand(a, u @ (b * (a - 1) / eigenvalues), np.zeros((1, 6)), reset)
+    expected = states @ c.T
+    np.testing.assert_allclose(expected.imag, 0, atol=1e-9)
+    found = outputs(layer, jnp.asarray(u), jnp.asarray(reset))
+    np.testing.assert_allclose(found, expected.real + skip * u, atol=1e-4)
+
+
+def test_s4d_is_one_recurrence_a_feature():
+    _, layer = make("s4d", state_size=4)
+    u = np.random.default_rng(5).normal(size=(T, 1, 7)).astype(np.float32)
+    reset = np.zeros((T, 1), bool)
+    reset[5] = True
+    eigenvalues, dt, skip = in_numpy(layer)  # [D, M], [D, 1]
+    a, c = np.exp(eigenvalues * dt), as_complex(layer.c[...])
+    found = outputs(layer, jnp.asarray(u), jnp.asarray(reset))
+    for d in range(7):
+        scale = (a[d] - 1) / eigenvalues[d]
+        states = by_hand(a[d], u[:, :, d, None] * scale, np.zeros((1, 2)), reset)
+        np.testing.assert_allclose(found[..., d], (states @ c[d]).real + skip[d] * u[..., d], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["s5", "s4d"])
+def test_no_state_grows_whatever_the_weights(kind):
+    _, layer = make(kind)
+    wild = jax.tree.map(lambda p: 3 * jax.random.normal(jax.random.key(1), p.shape), layer)
+    assert (np.abs(as_complex(wild.transition()[0])) <= 1).all()
+
+
+def test_short_steps_lose_no_digits():
+    _, layer = make("s5", dt_min=1e-6, dt_max=1e-6)
+    _, scale = layer.discrete()
+    np.testing.assert_allclose(as_complex(scale), 1e-6, rtol=1e-4)
+
+
+def test_multiply_is_complex():
+    rng = np.random.default_rng(6)
+    x, y = (rng.normal(size=P) + 1j * rng.normal(size=P) for _ in "xy")
+    np.testing.assert_allclose(as_complex(multiply(as_pair(x), as_pair(y))), x * y, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(width=0), "width=0 must be a positive integer"),
+        (dict(state_size=7), "state_size=7 must be even"),
+        (dict(kind="s6"), "kind='s6' must be one of s5, s4d"),
+        (dict(gate="glu"), "gate='glu' must be one of full_glu, half_glu1, half_glu2"),
+        (dict(norm="layer"), "norm='layer' must be one of pre, post, none"),
+        (dict(mlp_ratio=-1), "mlp_ratio=-1 must be 0 or a positive integer"),
+        (dict(dt_min=0.0), "dt_min=0.0, dt_max=0.1 must be above 0"),
+        (dict(dt_min=0.2), "dt_min=0.2, dt_max=0.1 must be above 0 and in this order"),
+    ],
+)
+def test_config_refuses_what_cannot_work(options, words):
+    with pytest.raises(ValueError, match=words):
+        S5Config(**options)
