@@ -229,7 +229,7 @@ def gymnax_world(name: str) -> World:
             obs, state, *outcome, _ = env.step(key, state, action, task)
             return state, (obs, *outcome)
 
-    return World(lambda key: (), _sample_action(env), reset, step)
+    return World(lambda key: (), lambda key, _: env.action_space(task).sample(key), reset, step)
 
 
 def xland_worlds() -> tuple[World, World]:

@@ -1,15 +1,9 @@
-"""Strict JAX for every test: nothing broadcasts or changes its type silently.
-
-Most of what the tests take is compilation, so it optimises little, here and in the processes that tests start.
-"""
+"""Strict JAX for every test: nothing broadcasts or changes its type silently."""
 
 import gc
 import itertools
-import os
 import sys
 from pathlib import Path
-
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -38,14 +32,6 @@ def few_programs():
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def optimised():
-    """Full optimisation, for a module whose tests compute more than they compile, or ask for the last digits."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
