@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import call, scan_step
 
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.kinds import make_model as make
@@ -34,16 +35,6 @@ def make_model(name, dtype="auto"):
 def make_inputs(T=T, seed=1, batch=B):
     keys = jax.random.split(jax.random.key(seed))
     return jax.random.normal(keys[0], (batch, T, D)), jax.random.bernoulli(keys[1], 0.15, (batch, T))
-
-
-call = jax.jit(lambda model, carry, x, reset: model(carry, x, reset)[:2])
-
-
-@jax.jit
-def scan_step(model, carry, x, reset):
-    inputs = jnp.swapaxes(x, 0, 1), jnp.swapaxes(reset, 0, 1)
-    carry, y = jax.lax.scan(lambda carry, xs: model.step(carry, *xs), carry, inputs)
-    return carry, jnp.swapaxes(y, 0, 1)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import call, scan_step
 
 from icrl_jax.models.layers import layer_norm, linear
 from icrl_jax.models.transformer import Transformer, TransformerConfig
@@ -31,14 +32,6 @@ def make_inputs(T, seed=1, batch=B):
 
 
 peek = jax.jit(Transformer.peek)
-call = jax.jit(lambda model, carry, x, reset: model(carry, x, reset)[:2])
-
-
-@jax.jit
-def scan_step(model, carry, x, reset):
-    inputs = jnp.swapaxes(x, 0, 1), jnp.swapaxes(reset, 0, 1)
-    carry, y = jax.lax.scan(lambda carry, xs: model.step(carry, *xs), carry, inputs)
-    return carry, jnp.swapaxes(y, 0, 1)
 
 
 @functools.cache
