@@ -56,26 +56,31 @@ class TaskFamily(Environment):
 
     def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Any:
         """gymnax's `step`: `obs, state, reward, terminated, truncated, info`, after a reset where an episode ended."""
-        return (_step_with_rare_reset if self.rare_reset else Environment.step)(self, key, state, action, params)
+        return _step(self, key, state, action, self.default_params if params is None else params)
 
 
 @functools.partial(jax.jit, static_argnames="env")
-def _step_with_rare_reset(env, key, state, action, params):
-    """The results of gymnax's `step`."""
-    params = env.default_params if params is None else params
-    key_step, _ = jax.random.split(key)
+def _step(env, key, state, action, params):
+    """The results of gymnax's `step`, faster."""
+    key_step, _ = jax.random.split(key)  # here faster than `lazy_split`
     final_obs, state, reward, terminated, info = env.step_env(key_step, state, action, params)
     truncated = env.is_truncated(state, params)
     done = terminated | truncated
     stepped = final_obs, state
 
     def reset():
-        _, key_reset = jax.random.split(key)  # again, so that nothing is drawn outside where `step_env` draws nothing
-        return jax.tree.map(lambda x, y: jax.lax.select(done, x, y), env.reset_env(key_reset, params), stepped)
+        _, key_reset = lazy_split(key)  # in here, where it is drawn only if there is a reset
+        at_reset = env.reset_env(key_reset, params)
+        return jax.tree.map(lambda x, y: jax.lax.select(done, x, y), at_reset, stepped)
 
-    obs, state = jax.lax.cond(any_of_batch(done), reset, lambda: stepped)
+    obs, state = jax.lax.cond(any_of_batch(done), reset, lambda: stepped) if env.rare_reset else reset()
     info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": final_obs}
     return obs, state, reward, terminated, truncated, info
+
+
+def lazy_split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of `jax.random.split`, each computed by itself: one that is not used costs nothing."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 @jax.custom_batching.custom_vmap

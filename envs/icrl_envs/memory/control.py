@@ -13,7 +13,7 @@ from gymnax.environments.environment import EnvState
 
 from icrl_envs import drawing
 from icrl_envs.memory.episodes import MemoryTask, stream_key
-from icrl_envs.task_family import is_int, is_number, require
+from icrl_envs.task_family import is_int, is_number, lazy_split, require
 
 NOISE = {"easy": {"noise_sd": 0.1}, "medium": {"noise_sd": 0.2}, "hard": {"noise_sd": 0.3}}
 
@@ -67,7 +67,7 @@ class StatelessCartPole(StatelessControl):
 
     def reset_env(self, key, params):
         """Starts close to upright and at rest."""
-        key_start, key_noise = jax.random.split(stream_key(key, params))
+        key_start, key_noise = lazy_split(stream_key(key, params))
         start = jax.random.uniform(key_start, (4,), minval=-0.05, maxval=0.05)
         state = CartPoleState(jnp.int32(0), *start)
         return self._observe(key_noise, self._seen(state)), state
@@ -162,13 +162,14 @@ class StatelessPendulum(StatelessControl):
     """
 
     presets = {"easy": {"num_steps": 200}, "medium": {"num_steps": 150}, "hard": {"num_steps": 100}}
+    rare_reset = True
 
     def __init__(self, num_steps: int = 200, noise_sd: float = 0.0):
         super().__init__(num_steps, noise_sd)
 
     def reset_env(self, key, params):
         """Starts anywhere, slowly."""
-        key_start, key_noise = jax.random.split(stream_key(key, params))
+        key_start, key_noise = lazy_split(stream_key(key, params))
         theta, theta_dot = jax.random.uniform(key_start, (2,), minval=-1, maxval=1)
         state = PendulumState(time=jnp.int32(0), theta=np.pi * theta, theta_dot=theta_dot)
         return self._observe(key_noise, self._seen(state)), state
@@ -184,7 +185,7 @@ class StatelessPendulum(StatelessControl):
 
     def expected_reward(self, state, action, params):
         """What the state and the torque pay, float32 []."""
-        angle = (state.theta + np.pi) % (2 * np.pi) - np.pi
+        angle = state.theta - 2 * np.pi * jnp.round(state.theta / (2 * np.pi))
         cost = angle**2 + 0.1 * state.theta_dot**2 + 0.001 * _torque(action) ** 2
         return (1 - 2 * cost / LARGEST_COST) / self.num_steps
 
