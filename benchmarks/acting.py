@@ -5,7 +5,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import icrl_envs
@@ -14,6 +13,8 @@ from icrl_jax.agents.in_context import in_context
 from icrl_jax.core import TimeStep
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.evaluate import Evaluation, evaluate
+from icrl_jax.methods.dpt import TOKEN
+from icrl_jax.models.heads import Prediction
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.parallel import over_rows, pad_rows
@@ -60,7 +61,7 @@ def row(size: Size) -> Row:
 def make_policy(model: TransformerConfig) -> Policy:
     """An untrained network; time does not depend on the weights."""
     env = icrl_envs.make("gaussian_bandit")
-    return Policy(model, env.observation_space().shape[0], env.num_actions, jax.random.key(0))
+    return Policy(model, env.observation_space(), env.action_space(), jax.random.key(0), TOKEN)
 
 
 def cached(size: Size) -> Callable[[Policy], Evaluation]:
@@ -78,8 +79,8 @@ def whole_contexts(evaluation: Evaluation) -> TimeStep:
 
 
 @jax.jit
-def recomputed(policy: Policy, inputs: TimeStep) -> jax.Array:
-    """What the network answers to the last of some inputs [B, T, ...], from nothing: float32 [B, A]."""
+def recomputed(policy: Policy, inputs: TimeStep) -> Prediction:
+    """What the network answers to the last of some inputs [B, T, ...], from nothing."""
     num_tasks = inputs.reset.shape[0]
-    logits = over_rows(lambda policy, inputs: policy(None, inputs)[1][:, -1])(policy, pad_rows(inputs))
-    return jnp.asarray(logits)[:num_tasks]
+    last = lambda policy, inputs: jax.tree.map(lambda x: x[:, -1], policy(None, inputs)[1])
+    return jax.tree.map(lambda x: x[:num_tasks], over_rows(last)(policy, pad_rows(inputs)))

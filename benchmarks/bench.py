@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import acting, collect, compiling, models, parts, stepping, update
+from benchmarks import acting, collect, compiling, models, moe, parts, stepping, update
 from benchmarks.measure import CLOCKS, Row, use_clock
 
 PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "parts": parts.rows,
     "acting": acting.rows,
     "models": models.rows,
+    "moe": moe.rows,
     "compile": compiling.rows,
 }
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -16,6 +16,7 @@ class Row(NamedTuple):
     aim: str = ""  # empty where the row is only for information
     met: bool | None = None  # whether the aim was reached here; None without one
     note: str = ""
+    numbers: Mapping[str, Any] = {}  # the same, for a figure
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

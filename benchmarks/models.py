@@ -1,4 +1,4 @@
-"""The sequence models side by side: training and acting as sequences grow, and the scan against a GRU."""
+"""The sequence models side by side: training and acting as sequences grow, the scan against a GRU, imagined futures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,9 +24,10 @@ class Size(NamedTuple):
     acts: int = 64  # in a call
     rounds: int = 3
     scan: tuple[int, int, int] = (32, 1024, 128)  # rows, length and width of one layer of S5 and one of GRU
+    futures: tuple[int, int, int, int] = (1024, 25, 4, 5)  # context, branches, their depth; candidates of a peek
 
 
-QUICK = Size(8, 1, (4, 8), 16, 2, 3, 1, (2, 5, 8))
+QUICK = Size(8, 1, (4, 8), 16, 2, 3, 1, (2, 5, 8), (8, 3, 2, 2))
 
 
 def models(size: Size, length: int) -> dict[str, ModelConfig]:
@@ -42,9 +43,10 @@ def models(size: Size, length: int) -> dict[str, ModelConfig]:
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
-    """Two rows per model and length, and the comparison with a GRU."""
+    """Two rows per model and length, the comparison with a GRU, and what a transformer's futures cost."""
     size = QUICK if quick else Size()
     yield scan_row(size)
+    yield from future_rows(size)
     for length in size.lengths:
         yield from length_rows(size, length)
 
@@ -67,11 +69,55 @@ def length_rows(size: Size, length: int) -> Iterator[Row]:
     train = in_turn({name: run for name, (run, _) in trained.items()}, size.rounds)
     act = in_turn({name: acting(config, size.rows, size.acts) for name, config in configs.items()}, size.rounds)
     for name in configs:
-        token = 1e6 * train[name] / (num_rows * length)
-        note = f"{num_rows} rows at once; {trained[name][1] / 2**20:,.0f} MiB beside weights and inputs"
-        yield Row(f"training, {name}, length {length:,}", f"{token:.3g} us a token", note=note)
-        step = 1e6 * act[name] / (size.acts * size.rows)
-        yield Row(f"acting, {name}, context {length:,}", f"{step:.3g} us a step", note=f"{size.rows} rows at once")
+        place = {"model": name, "length": length}
+        token, mib = 1e6 * train[name] / (num_rows * length), trained[name][1] / 2**20
+        note, numbers = f"{num_rows} rows at once; {mib:,.0f} MiB beside weights and inputs", {"us_a_token": token}
+        what = f"training, {name}, length {length:,}"
+        yield Row(what, f"{token:.3g} us a token", note=note, numbers={**place, **numbers, "mib": mib})
+        step, note = 1e6 * act[name] / (size.acts * size.rows), f"{size.rows} rows at once"
+        what = f"acting, {name}, context {length:,}"
+        yield Row(what, f"{step:.3g} us a step", note=note, numbers={**place, "us_a_step": step})
+
+
+def future_rows(size: Size) -> Iterator[Row]:
+    """Branches that share their past against copies of it, and a peek against steps whose memory is thrown away."""
+    context, n, depth, candidates = size.futures
+    model = make_model(models(size, context)["transformer"], jax.random.key(0))
+    carry, B, D = model.init_carry(size.rows), size.rows, size.width  # noqa: N806
+    x = jax.random.normal(jax.random.key(1), (depth, B * n, D))
+
+    @jax.jit
+    def shared(model, carry, x):
+        return follow(model, model.branch(carry, n, depth), x)
+
+    @jax.jit
+    def copied(model, carry, x):
+        return follow(model, jax.tree.map(lambda z: jnp.repeat(z, n, axis=0) if z.ndim else z, carry), x)
+
+    @jax.jit
+    def peeked(model, carry, x):
+        return model.peek(carry, x)
+
+    @jax.jit
+    def stepped(model, carry, x):
+        never = jnp.zeros(B, bool)
+        return jnp.stack([model.step(carry, x[:, i], never)[1] for i in range(candidates)], axis=1)
+
+    x_peek = jax.random.normal(jax.random.key(2), (B, candidates, D))
+    for what, sides, inputs in (
+        (f"{n} branches of depth {depth} against copies of the cache", (shared, copied), x),
+        (f"a peek at {candidates} candidates against discarded steps", (peeked, stepped), x_peek),
+    ):
+        calls = {f.__name__: lambda f=f: jax.block_until_ready(f(model, carry, inputs)) for f in sides}  # noqa: B023
+        ours, theirs = in_turn(calls, size.rounds).values()
+        note = f"transformer, {B} rows at once, context {context:,}"
+        yield faster(what, milliseconds(ours), milliseconds(theirs), theirs / ours, None, note)
+
+
+def follow(model: Any, carry: Any, x: jax.Array) -> jax.Array:
+    """The outputs of steps [T, B, D] one after another."""
+    never = jnp.zeros(x.shape[1], bool)
+    return jax.lax.scan(lambda carry, x: model.step(carry, x, never), carry, x)[1]
 
 
 def training(config: ModelConfig, num_rows: int, length: int) -> tuple[Callable[[], object], int]:
@@ -93,11 +139,6 @@ def acting(config: ModelConfig, num_rows: int, num_steps: int) -> Callable[[], o
     """Steps that go on from a memory of full length."""
     model = make_model(config, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (num_steps, num_rows, config.width))
-    never = jnp.zeros(num_rows, bool)
-
-    @jax.jit
-    def act(model, carry, x):
-        return jax.lax.scan(lambda carry, x: model.step(carry, x, never), carry, x)[1][-1]
-
+    act = jax.jit(lambda model, carry, x: follow(model, carry, x)[-1])
     carry = model.init_carry(num_rows)
     return lambda: jax.block_until_ready(act(model, carry, x))

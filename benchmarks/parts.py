@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.acting import make_policy
 from benchmarks.collect import compiled as compiled_contexts
 from benchmarks.measure import Row, in_turn, milliseconds
 from benchmarks.update import QUICK, SIZES, Size, our_updates
@@ -13,7 +14,6 @@ from icrl_jax.core import Tree
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.attention import attention
 from icrl_jax.models.layers import layer_norm, linear
-from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.parallel import over_rows, replicate
 
@@ -72,7 +72,7 @@ def both_ways(function: Callable[[Tree, Tree], Tree], rows: Tree, shared: Tree) 
 
 def optimiser_step(optim: OptimConfig, model: TransformerConfig) -> Callable[[], object]:
     """Clipping and AdamW on the parameters of a `Policy`, on every device as in training."""
-    params = replicate(Policy(model, 1, 5, jax.random.key(0)))
+    params = replicate(make_policy(model))
     clip = optax.identity() if optim.clip is None else optax.clip_by_global_norm(optim.clip)
     tx = optax.chain(clip, optax.adamw(optim.learning_rate, b2=optim.beta2, weight_decay=optim.weight_decay))
     opt_state = replicate(tx.init(params))

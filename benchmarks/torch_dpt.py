@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,12 @@ class Network(nn.Module):
     def __init__(self, policy: Policy):
         super().__init__()
         config = policy.body.config
-        inputs, width = policy.embed[...].shape
+        inputs, width = embedding(policy).shape
         self.embed = nn.Linear(inputs, width, bias=False)
         ffn_width = width * config.mlp_ratio
         self.blocks = nn.ModuleList(Block(width, config.num_heads, ffn_width) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, policy.num_actions, bias=False)
+        self.head = nn.Linear(width, *policy.head.readout.shape, bias=False)
         self.load_state_dict(weights(policy))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -54,11 +55,16 @@ class Network(nn.Module):
         return self.head(self.norm(x))
 
 
+def embedding(policy: Policy) -> jax.Array:
+    """What maps a transition to its only token."""
+    return policy.embed.tokens[0].maps[0][...]
+
+
 def weights(policy: Policy) -> dict[str, Tensor]:
     """The parameters of a `Policy`, or their gradients, under the names of a `Network`."""
     body, blocks = policy.body, policy.body.blocks
     norms = {"norm.": (body.norm.scale[...], body.norm.bias[...])}
-    matrices = {"embed": policy.embed[...], "head": policy.head[...]}
+    matrices = {"embed": embedding(policy), "head": policy.head.readout.out[...]}
     for i in range(body.config.num_layers):
         for name, norm in (("attention_norm", blocks.attention_norm), ("ffn_norm", blocks.ffn_norm)):
             norms[f"blocks.{i}.{name}."] = norm.scale[...][i], norm.bias[...][i]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import icrl_envs
+from benchmarks.acting import make_policy
 from benchmarks.collect import compiled as compiled_contexts
 from benchmarks.cost import large_products, update_flops
 from benchmarks.measure import Row, faster, in_turn, milliseconds
@@ -17,7 +18,6 @@ from icrl_jax.methods.dpt import DPTConfig, dpt
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models import transformer
 from icrl_jax.models.attention import plain_attention
-from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.train import Schedule, compile_chunk, init_seeds
 
@@ -113,7 +113,7 @@ def our_updates(size: Size, naive: bool = False) -> Callable[[], None]:
     return run
 
 
-def naive_attention(q_BTHK, k_BSHK, v_BSHK, start_BT, window=None):
+def naive_attention(q_BTHK, k_BSHK, v_BSHK, start_BT, window=None, sink=None):
     """`plain_attention` where the window never binds: an empty memory, and no more inputs than it holds."""
     own_T = jnp.arange(q_BTHK.shape[1], dtype=jnp.int32)
     return plain_attention(q_BTHK, k_BSHK, v_BSHK, jnp.clip(start_BT, 0, own_T[None]))
@@ -124,7 +124,7 @@ def torch_updates(size: Size) -> tuple[dict[str, Callable[[], None]], str]:
     from benchmarks import torch_dpt
 
     env, cfg = icrl_envs.make("gaussian_bandit"), size.config
-    policy = Policy(cfg.model, env.observation_space().shape[0], env.num_actions, jax.random.key(0))
+    policy = make_policy(cfg.model)
     contexts, batches = compiled_contexts("mixture", cfg.horizon), []
     for i in range(size.updates):
         batch = jax.device_get(contexts(jax.random.split(jax.random.key(i), cfg.batch_size)))

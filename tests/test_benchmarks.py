@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import icrl_envs
-from benchmarks import acting, bench, collect, compiling, cost, models, numpy_loop, parts, stepping, update
+from benchmarks import acting, bench, collect, compiling, cost, models, moe, numpy_loop, parts, stepping, update
 from experiments import dpt_bandit
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
@@ -19,7 +19,7 @@ from icrl_jax.run.options import parse
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting, models])
+@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting, models, moe])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)
@@ -169,7 +169,7 @@ def test_cached_and_recomputed_evaluation_agree():
     inputs = acting.whole_contexts(evaluation)
     for step in (0, 1, 6, size.num_steps - 1):
         prefix = jax.tree.map(lambda x, n=step + 1: x[:, :n], inputs)
-        probs = jax.nn.softmax(acting.recomputed(policy, prefix))
+        probs = acting.recomputed(policy, prefix).probs
         np.testing.assert_allclose(evaluation.record.info["probs"][:, step], probs, atol=1e-5)
 
 
@@ -189,9 +189,9 @@ def test_torch_network_is_the_same_function():
 
     policy, batch = _policy_and_batch(TransformerConfig(24, 2, 4, context_len=12, positions="none"))
     network = torch_dpt.Network(policy)
-    inputs, targets = torch_dpt.tensors(batch, policy.num_actions)
+    inputs, targets = torch_dpt.tensors(batch, 5)
     timesteps = jax.vmap(as_timesteps)(batch.context, batch.query_obs)
-    logits = jax.jit(lambda policy, timesteps: policy(None, timesteps)[1])(policy, timesteps)
+    logits = jax.jit(lambda policy, timesteps: policy(None, timesteps)[1].logits)(policy, timesteps)
     np.testing.assert_allclose(logits, network(inputs).detach().numpy(), atol=1e-4)
 
     loss = torch_dpt.loss(network, inputs, targets)
@@ -214,7 +214,7 @@ def test_cost_model_counts_the_products():
 
 def _loss_and_gradient(policy, batch):
     """Traced anew at every call, as a patched module must be."""
-    return jax.jit(lambda *args: jax.value_and_grad(prefix_loss, has_aux=True)(*args))(policy, batch)
+    return jax.jit(lambda *args: jax.value_and_grad(prefix_loss, has_aux=True)(*args, jax.random.key(0)))(policy, batch)
 
 
 def _policy_and_batch(model):

@@ -25,7 +25,7 @@ def regression(optim: OptimConfig | None = None, data=None) -> Method:
         x, y = data
         return x[row.index], y[row.index] + 0.1 * jax.random.normal(row.key)
 
-    def loss(params, batch):
+    def loss(params, batch, key):
         TRACES.append(None)
         x, y = batch
         error = y - x @ params["w"]

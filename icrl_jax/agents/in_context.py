@@ -1,23 +1,24 @@
 """The in-context agent: a trained model that steps through its own history, one token an act, weights frozen."""
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Tree
+from icrl_jax.models.heads import Categorical
 
 
 def in_context(policy: Tree, greedy: bool = False) -> Agent:
-    """Acts by a model with `step(carry, timestep[B]) -> (carry, logits[B, A])`, reading each input once.
+    """Acts by a model with `step(carry, timestep[B]) -> (carry, prediction[B])`, reading each input once.
 
     It sees the last `context_len` inputs of a sequence. In longer ones than it was trained on, the query has left its
     sight and learned positions stay at their last: what it then does, nothing has taught it.
 
     Args:
       policy: the model, a pytree (`icrl_jax.models.policy.Policy`).
-      greedy: takes the likeliest action instead of sampling from the softmax.
+      greedy: takes the likeliest action instead of sampling.
     Returns:
-      An `Agent` whose `info` holds `probs`, the action probabilities float32 [A], and `log_prob` of the action taken.
+      An `Agent` whose `info` holds `log_prob` of the action taken and, where actions are discrete, their probabilities
+      `probs`, float32 [A].
     """
     return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
 
@@ -27,18 +28,18 @@ def _init(policy, key: Array) -> Tree:
 
 
 def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
-    carry, logits = _step(policy, carry, timestep)
-    return _decide(carry, logits, jax.random.categorical(key, logits))
+    carry, prediction = _step(policy, carry, timestep)
+    return _decide(carry, prediction, prediction.sample(key))
 
 
 def _act_greedy(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
-    carry, logits = _step(policy, carry, timestep)
-    return _decide(carry, logits, jnp.argmax(logits))
+    carry, prediction = _step(policy, carry, timestep)
+    return _decide(carry, prediction, prediction.mode())
 
 
 def _step(policy, carry, timestep):
-    carry, logits = policy.step(_rows(carry), jax.tree.map(lambda x: x[None], timestep))
-    return _one(carry), logits[0]
+    carry, prediction = policy.step(_rows(carry), jax.tree.map(lambda x: x[None], timestep))
+    return _one(carry), jax.tree.map(lambda x: x[0], prediction)
 
 
 def _one(carry: Tree) -> Tree:
@@ -51,6 +52,6 @@ def _rows(carry: Tree) -> Tree:
     return jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
 
 
-def _decide(carry, logits, action):
-    log_probs = jax.nn.log_softmax(logits)
-    return carry, action.astype(jnp.int32), {"probs": jnp.exp(log_probs), "log_prob": log_probs[action]}
+def _decide(carry, prediction, choice):
+    probs = {"probs": prediction.probs} if isinstance(prediction, Categorical) else {}
+    return carry, prediction.decode(choice), {"log_prob": prediction.log_prob(choice), **probs}

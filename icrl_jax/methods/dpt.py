@@ -22,6 +22,7 @@ from icrl_jax.core import Agent, Array, Method, Transition, Tree
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.data.contexts import as_timesteps, shuffled
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
+from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
@@ -71,6 +72,9 @@ class DPTConfig:
         return f"behaviour={self.behaviour!r}" if self.num_tasks else "num_tasks=None"
 
 
+TOKEN = EmbeddingConfig(inputs=("origin", "action", "next_obs", "feedback"))
+"""A linear map of one transition; where a sequence starts, of the query in its place (section 4)."""
+
 DATA_SEED = 20_231
 """Seed of the fixed pretraining tasks, the same for every training seed."""
 
@@ -94,7 +98,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
     behaviour = make_behaviour(env, config)
 
     def init_params(key: Array) -> Policy:
-        return Policy(config.model, env.observation_space().shape[0], env.num_actions, key)
+        return Policy(config.model, env.observation_space(), env.action_space(), key, TOKEN)
 
     def draw(key: Array) -> Example:
         return sample_example(env, behaviour, config.horizon, key)
@@ -141,15 +145,16 @@ def sample_example(env: Bandit, behaviour: Agent, horizon: int, key: Array) -> E
     return Example(record.transition, query_obs, env.optimal_action(query_state, env_params))
 
 
-def prefix_loss(policy: Policy, batch: Example, train_empty: bool = True) -> tuple[Array, dict]:
+def prefix_loss(policy: Policy, batch: Example, key: Array, train_empty: bool = True) -> tuple[Array, dict]:
     """Cross-entropy of the best action after every prefix, the mean over prefixes and rows (section 4).
 
     The paper sums from one transition on (j = 1 ..= n); with `train_empty` the empty prefix counts too.
     """
-    _, logits, aux = policy(None, jax.vmap(as_timesteps)(batch.context, batch.query_obs))
-    log_probs = jax.nn.log_softmax(logits if train_empty else logits[:, 1:])  # [B, T, A]
-    losses = -jnp.take_along_axis(log_probs, batch.target_action[:, None, None], axis=-1)
-    return losses.mean() + sum(aux.values()), {"last_loss": losses[:, -1].mean()}
+    inputs = jax.vmap(as_timesteps)(batch.context, batch.query_obs)
+    _, prediction, aux = policy(None, inputs, key)
+    losses_BT = -prediction.log_prob(jnp.broadcast_to(batch.target_action[:, None], inputs.reset.shape))
+    loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean()
+    return loss + sum(aux.values()), {"last_loss": losses_BT[:, -1].mean(), **aux}
 
 
 def agent(policy: Policy, context: Tree = None, online: bool = True, greedy: bool | None = None) -> Agent:

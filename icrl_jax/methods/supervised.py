@@ -60,7 +60,7 @@ class Row(NamedTuple):
 def supervised(
     init_params: Callable[[Array], Tree],
     collect: Callable[[Tree, Tree], Tree],
-    loss: Callable[[Tree, Tree], tuple[Array, dict]],
+    loss: Callable[[Tree, Tree, Array], tuple[Array, dict]],
     agent: Callable[..., Agent],
     optim: OptimConfig,
     num_updates: int,
@@ -76,7 +76,7 @@ def supervised(
     Args:
       init_params: `key -> params`.
       collect: `(data, row) -> example`, for one `Row`, vmapped.
-      loss: `(params, batch) -> (float32 [], log)`, the mean over the batch.
+      loss: `(params, batch, key) -> (float32 [], log)`, the mean over the batch; the key is for what it draws.
       agent: as `Method.agent`.
       optim: AdamW and its schedule, over `num_updates` updates.
       tokens_per_row: inputs of the model in one row, by which rows are gathered so that they fit a core's cache.
@@ -96,9 +96,8 @@ def supervised(
     def loss_of_rows(shared, rows):
         params, data = shared
         batch = jax.vmap(collect, in_axes=(None, 0))(data, rows)
-        return _mean_over_groups(
-            partial(_gradient, loss, params), batch, rows_at_once(rows.index.shape[0], tokens_per_row)
-        )
+        size = rows_at_once(rows.index.shape[0], tokens_per_row)
+        return _mean_over_groups(partial(_gradient, loss, params), (batch, rows.key), size)
 
     loss_and_gradient = mean_over_rows(loss_of_rows)
 
@@ -129,6 +128,9 @@ def supervised(
     return Method(init, update, agent)
 
 
+KEY_OF_LOSS = 2**31
+"""Folded into the first row's key for what the loss of its group draws: no key that `collect` may have made of it."""
+
 TOKENS_IN_CACHE = 1024
 """Inputs whose activations, forward and backward, stay in a core's cache at the widths that are trained on CPU."""
 
@@ -146,8 +148,10 @@ def rows_at_once(num_rows: int, tokens_per_row: int) -> int:
     )
 
 
-def _gradient(loss, params, batch) -> tuple[Tree, dict]:
-    (value, log), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+def _gradient(loss, params, batch_and_keys) -> tuple[Tree, dict]:
+    batch, keys = batch_and_keys
+    key = jax.random.fold_in(keys[0], KEY_OF_LOSS)
+    (value, log), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     return gradient, {"loss": value, **log}
 
 

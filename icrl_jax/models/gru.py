@@ -95,14 +95,21 @@ class GRU(Recurrent):
         width = self.config.width * (2 if self.config.cell == "lstm" else 1)
         return (jnp.zeros((batch, width)),) * self.config.num_layers
 
-    def step(self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array) -> tuple[tuple[Array, ...], Array]:
-        """One input a row."""
+    def step(
+        self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array, episode_B: Array | None = None
+    ) -> tuple[tuple[Array, ...], Array]:
+        """One input a row; where an episode starts without a reset is for inputs to tell."""
         return self._through(carry, x_BD, lambda cell, memory, x: (cell(memory, x, reset_B),) * 2)
 
     def __call__(
-        self, carry: tuple[Array, ...] | None, x_BTD: Array, reset_BT: Array
+        self,
+        carry: tuple[Array, ...] | None,
+        x_BTD: Array,
+        reset_BT: Array,
+        episode_BT: Array | None = None,
+        key: Array | None = None,
     ) -> tuple[tuple[Array, ...], Array, Aux]:
-        """Whole sequences; `carry=None` is that of `init_carry`."""
+        """Whole sequences; `carry=None` is that of `init_carry`. Nothing is drawn, so no `key` is needed."""
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
 
         def all_steps(cell, memory, x_TBG):

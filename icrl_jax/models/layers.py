@@ -101,7 +101,7 @@ class LayerNorm(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """The feed-forward part of a block: `ffn(x) -> (y, aux)`. The config has `width`, `mlp_ratio` and `num_layers`."""
+    """The dense feed-forward part of a block. The config has `width`, `mlp_ratio` and `num_layers`."""
 
     def __init__(self, config: Any, key: Array):
         D, F = config.width, config.width * config.mlp_ratio
@@ -109,7 +109,8 @@ class Mlp(nnx.Module):
         self.up = fan_in(key_up, (D, F), D)
         self.down = fan_in(key_down, (F, D), F * 2 * config.num_layers)
 
-    def __call__(self, x: Array) -> tuple[Array, Aux]:
+    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Aux]:
+        """[..., D] to [..., D], and nothing that a method would add to its loss; `key` is for parts that draw."""
         return linear(jax.nn.gelu(linear(x, self.up[...])), self.down[...]), {}
 
 

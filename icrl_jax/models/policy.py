@@ -1,48 +1,64 @@
-"""A sequence model with eyes and a mouth: transitions in, action logits out, one token per transition."""
+"""A sequence model with eyes and a mouth: time steps in, a prediction of the action out."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from gymnax.environments import spaces
 
 from icrl_jax.core import Array, TimeStep, Tree
+from icrl_jax.models.embeddings import EmbeddingConfig, by_step, interleave, make_embedding
+from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.kinds import ModelConfig, make_model
+
+TRANSITION, LINEAR = EmbeddingConfig(), ActionHeadConfig()
 
 
 class Policy(nnx.Module):
-    """Logits over A actions after every input of a history (Lee et al. 2023, DPT, section 4).
+    """What to do after every input of a history: a prediction, which one can sample from.
 
-    A token is a linear map of the last transition, concat(obs, one-hot action, next_obs, feedback); where a sequence
-    starts it is the query instead, concat(obs, zeros).
+    Args:
+        config: of the sequence model.
+        obs_space, action_space: gymnax's, of the environment.
+        key: for the initial weights.
+        embedding: what a token is made of; where a time step takes several tokens, the last one answers.
+        head: how actions are predicted.
     """
 
-    def __init__(self, config: ModelConfig, obs_dim: int, num_actions: int, key: Array):
+    def __init__(
+        self,
+        config: ModelConfig,
+        obs_space: spaces.Space,
+        action_space: spaces.Space,
+        key: Array,
+        embedding: EmbeddingConfig = TRANSITION,
+        head: ActionHeadConfig = LINEAR,
+    ):
         key_embed, key_body, key_head = jax.random.split(key, 3)
-        self.num_actions = num_actions
-        self.embed = _linear(key_embed, 2 * obs_dim + num_actions + 1, config.width)
+        self.embed = make_embedding(obs_space, action_space, config.width, embedding, key_embed)
         self.body = make_model(config, key_body)
-        self.head = _linear(key_head, config.width, num_actions)
+        self.head = make_action_head(action_space, config.width, head, key_head)
 
-    def __call__(self, carry: Tree, timesteps: TimeStep) -> tuple[Tree, Array, dict]:
-        """Reads whole histories [B, T, ...], from an empty memory if `carry` is None; logits are float32 [B, T, A]."""
-        carry, y_BTD, aux = self.body(carry, self._tokens(timesteps), timesteps.reset)
-        return carry, self._logits(y_BTD), aux
+    def __call__(
+        self, carry: Tree, timesteps: TimeStep, key: Array | None = None
+    ) -> tuple[Tree, Prediction, dict[str, Array]]:
+        """Reads whole histories [B, T, ...], from an empty memory if `carry` is None; the prediction is [B, T, ...].
 
-    def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
-        """Reads one input [B, ...]; logits are float32 [B, A]."""
-        carry, y_BD = self.body.step(carry, self._tokens(timestep), timestep.reset)
-        return carry, self._logits(y_BD)
+        `key` is for what is drawn in training only. The dict holds what a method adds to its loss.
+        """
+        x, reset, episode = interleave(self.embed(timesteps), timesteps.reset, _begins(timesteps))
+        carry, y, aux = self.body(carry, x, reset, episode, key)
+        return carry, self.head(by_step(y, self.embed.num_tokens)[:, :, -1]), aux
 
-    def _tokens(self, timestep: TimeStep) -> Array:
-        prev, reset = timestep.prev, timestep.reset[..., None]
-        after = [jax.nn.one_hot(prev.action, self.num_actions), prev.next_obs, prev.feedback[..., None]]
-        seen = jnp.concatenate(
-            [jnp.where(reset, timestep.obs, prev.obs), *(jnp.where(reset, 0.0, x) for x in after)], -1
-        )
-        return seen @ self.embed[...]
-
-    def _logits(self, y: Array) -> Array:
-        return y.astype(jnp.float32) @ self.head[...]
+    def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Prediction]:
+        """Reads one input [B, ...]; the prediction is [B, ...]."""
+        x_BND, reset, episode = self.embed(timestep), timestep.reset, _begins(timestep)
+        for n in range(self.embed.num_tokens - 1):
+            carry, _ = self.body.step(carry, x_BND[:, n], reset, episode)
+            reset = episode = jnp.zeros_like(reset)
+        carry, y_BD = self.body.step(carry, x_BND[:, -1], reset, episode)
+        return carry, self.head(y_BD)
 
 
-def _linear(key: Array, inputs: int, outputs: int) -> nnx.Param:
-    return nnx.Param(jax.random.normal(key, (inputs, outputs)) * inputs**-0.5)
+def _begins(timestep: TimeStep) -> Array:
+    """Where an episode starts."""
+    return timestep.reset | timestep.prev.terminated | timestep.prev.truncated

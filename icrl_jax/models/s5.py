@@ -17,7 +17,6 @@ from jax import Array
 from icrl_jax.models.layers import (
     Aux,
     LayerNorm,
-    Mlp,
     Precision,
     check_choices,
     check_sizes,
@@ -26,6 +25,7 @@ from icrl_jax.models.layers import (
     precision,
     widened,
 )
+from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
 from icrl_jax.models.recurrence import advance, linear_recurrence, multiply
 from icrl_jax.models.recurrent import Recurrent
 
@@ -51,6 +51,7 @@ class S5Config:
         dt_min, dt_max: range of the steps' lengths at the start of training, drawn log-uniformly.
         remat: recomputes each block in the backward pass, which keeps the memory of long sequences down.
         dtype: of the projections; "auto" is bfloat16 on accelerators, float32 on CPU. The recurrence is float32.
+        moe: experts in the place of the feed-forward parts; none by default.
     """
 
     width: int = 64
@@ -64,6 +65,7 @@ class S5Config:
     dt_max: float = 0.1
     remat: bool = False
     dtype: Precision = "auto"
+    moe: MoEConfig = MoEConfig()
 
     def __post_init__(self):
         check_sizes(self, "width", "num_layers", "state_size")
@@ -72,6 +74,8 @@ class S5Config:
             raise ValueError(f"state_size={self.state_size} must be even: half of it are conjugates")
         if not isinstance(self.mlp_ratio, int) or self.mlp_ratio < 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r} must be 0 or a positive integer")
+        if self.moe.has_experts and not self.mlp_ratio:
+            raise ValueError("mlp_ratio=0 must be positive with experts, which take the place of the feed-forward part")
         if not 0 < self.dt_min <= self.dt_max:
             raise ValueError(f"dt_min={self.dt_min!r}, dt_max={self.dt_max!r} must be above 0 and in this order")
 
@@ -210,7 +214,7 @@ KINDS = {"s5": DenseStateSpace, "s4d": DiagonalStateSpace}
 class Block(nnx.Module):
     """Recurrence, GELU and gate on a residual stream; then a feed-forward part, if there is one."""
 
-    def __init__(self, config: S5Config, key: Array, ffn: Callable[..., nnx.Module]):
+    def __init__(self, config: S5Config, key: Array):
         D = config.width
         key_ssm, key_value, key_gate, key_ffn = jax.random.split(key, 4)
         self.form, self.place = config.gate, config.norm
@@ -218,10 +222,10 @@ class Block(nnx.Module):
         self.gate = fan_in(key_gate, (D, D), D)
         self.value = fan_in(key_value, (D, D), D) if config.gate == "full_glu" else None
         self.norm = None if config.norm == "none" else LayerNorm(D)
-        self.ffn = ffn(config, key_ffn) if config.mlp_ratio else None
+        self.ffn = feed_forward(config, key_ffn) if config.mlp_ratio else None
         self.ffn_norm = LayerNorm(D) if config.mlp_ratio and config.norm != "none" else None
 
-    def __call__(self, x: Array, recur: Callable[[Array, Array], Array]) -> tuple[Array, Array, Aux]:
+    def __call__(self, x: Array, recur: Callable[[Array, Array], Array], key: Array | None) -> tuple[Array, Array, Aux]:
         """[..., D] to the states, the output and what the feed-forward part reports; `recur(a, b)` gives the states."""
         u = self._normed(x, self.norm, "pre")
         a, b = self.ssm.transition()
@@ -229,7 +233,7 @@ class Block(nnx.Module):
         x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
         if self.ffn is None:
             return states, x, {}
-        y, aux = self.ffn(self._normed(x, self.ffn_norm, "pre"))
+        y, aux = self.ffn(self._normed(x, self.ffn_norm, "pre"), key)
         return states, self._normed(x + y, self.ffn_norm, "post"), aux
 
     def _normed(self, x: Array, norm: LayerNorm | None, place: Norm) -> Array:
@@ -249,44 +253,50 @@ class S5(Recurrent):
     Args:
         config: sizes.
         key: for the initial weights.
-        ffn: makes the feed-forward part of a block, if it has one, `ffn(config, key)(x) -> (y, aux)`.
     """
 
-    def __init__(self, config: S5Config, key: Array, ffn: Callable[..., nnx.Module] = Mlp):
+    def __init__(self, config: S5Config, key: Array):
         self.config = config
-        keys = jax.random.split(key, config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(config, key, ffn))(keys)
+        self.blocks, self.last = make_blocks(Block, config, key)
         self.norm = LayerNorm(config.width) if config.norm == "pre" else None
 
     def init_carry(self, batch: int) -> tuple[Array, ...]:
         """All states zero."""
         return (jnp.zeros((batch, 2 * self.config.num_states)),) * self.config.num_layers
 
-    def step(self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array) -> tuple[tuple[Array, ...], Array]:
-        """One input a row."""
-        carry, y_BD, _ = self._through(carry, x_BD, lambda state, a, b: advance(a, b, state, reset_B))
+    def step(
+        self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array, episode_B: Array | None = None
+    ) -> tuple[tuple[Array, ...], Array]:
+        """One input a row; where an episode starts without a reset is for inputs to tell."""
+        carry, y_BD, _ = self._through(carry, x_BD, lambda state, a, b: advance(a, b, state, reset_B), None)
         return carry, y_BD
 
     def __call__(
-        self, carry: tuple[Array, ...] | None, x_BTD: Array, reset_BT: Array
+        self,
+        carry: tuple[Array, ...] | None,
+        x_BTD: Array,
+        reset_BT: Array,
+        episode_BT: Array | None = None,
+        key: Array | None = None,
     ) -> tuple[tuple[Array, ...], Array, Aux]:
-        """Whole sequences; `carry=None` is that of `init_carry`."""
+        """Whole sequences; `carry=None` is that of `init_carry`. `key` is for what is drawn in training only: the noise
+        of routers."""
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
         x_TBD, recur = jnp.swapaxes(x_BTD, 0, 1), lambda state, a, b: linear_recurrence(a, b, state, reset_BT.T)
-        states, y_TBD, aux = self._through(carry, x_TBD, recur)
+        states, y_TBD, aux = self._through(carry, x_TBD, recur, key)
         return tuple(state_TB2P[-1] for state_TB2P in states), jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur):
+    def _through(self, carry, x, recur, key):
         """All blocks; `recur(state before, a, b)` gives the states."""
 
-        def run(block, x, state):
-            return block(x, lambda a, b: recur(state, a, b))
+        def run(block, x, state, key):
+            return block(x, lambda a, b: recur(state, a, b), key)
 
         run = jax.checkpoint(run) if self.config.remat else run
         states, total, x = [], {}, x.astype(self.config.compute_dtype)
         for layer, state in enumerate(carry):
-            block = jax.tree.map(lambda p: p[layer], self.blocks)  # noqa: B023
-            state, x, aux = run(block, x, state)
+            block = block_of((self.blocks, self.last), layer, len(carry))
+            state, x, aux = run(block, x, state, None if key is None else jax.random.fold_in(key, layer))
             states.append(state)
             total = {name: total.get(name, 0.0) + value / len(carry) for name, value in aux.items()}
         x = widened(x)

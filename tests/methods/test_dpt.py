@@ -45,8 +45,8 @@ def batch():
 @on_host
 def parallel_probs(policy, context):
     """What training sees: the probabilities after every prefix of one context, [T + 1, A]."""
-    _, logits, _ = policy(None, jax.tree.map(lambda x: x[None], as_timesteps(context, jnp.ones(1))))
-    return jax.nn.softmax(logits[0])
+    _, prediction, _ = policy(None, jax.tree.map(lambda x: x[None], as_timesteps(context, jnp.ones(1))))
+    return prediction.probs[0]
 
 
 @functools.partial(on_host, static_argnames=("num_steps", "env"))
@@ -102,7 +102,7 @@ def test_online_it_goes_on_from_its_context(policy):
 
 @pytest.mark.parametrize("train_empty", [True, False])
 def test_the_loss_at_every_prefix_by_hand(policy, train_empty):
-    loss, log = on_host(prefix_loss, static_argnums=2)(policy, batch(), train_empty)
+    loss, log = on_host(prefix_loss, static_argnums=3)(policy, batch(), jax.random.key(0), train_empty)
     losses = np.empty((B, T + 1))
     for b in range(B):
         context = jax.tree.map(lambda x: x[b], batch().context)  # noqa: B023

@@ -19,7 +19,7 @@ KEYS = jax.random.split(jax.random.key(23), 2)
 def spy(num_samples=6, batch_size=BATCH):
     """A method whose log tells which samples a batch held, and the key of its first row."""
 
-    def loss(params, batch):
+    def loss(params, batch, key):
         index, draw = batch
         present = jnp.zeros(num_samples).at[index].add(1.0)
         place = {f"place_{i}": index[i].astype(jnp.float32) for i in range(batch_size)}

@@ -11,137 +11,240 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import call, scan_step
+from flax import nnx
 
 from icrl_jax.models.layers import layer_norm, linear
 from icrl_jax.models.transformer import Transformer, TransformerConfig
 
-B, D, C = 7, 12, 5
-CONFIG = TransformerConfig(width=D, num_layers=2, num_heads=3, context_len=C, positions="none")
-POSITIONS = {"none": CONFIG, "learned": CONFIG, "rotary": dataclasses.replace(CONFIG, num_heads=2)}
+B, D, C, T = 7, 12, 5, 13
+BASE = TransformerConfig(width=D, num_layers=2, num_heads=2, context_len=C, positions="none")
+CONFIGS = {
+    "none": BASE,
+    "learned": dataclasses.replace(BASE, positions="learned", num_heads=3),
+    "rotary": dataclasses.replace(BASE, positions="rotary", num_kv_heads=1, sink="k0v"),
+    "relative": dataclasses.replace(BASE, positions="relative", num_heads=4, num_kv_heads=2, sink="kv0"),
+    "episodes": dataclasses.replace(BASE, positions="episodes", max_episode_len=7, sink="kv"),
+    "apart": dataclasses.replace(BASE, positions="learned", attend="episode", sink="token", remat=True),
+}
+every_model = pytest.mark.parametrize("name", CONFIGS)
+assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, atol=1e-5))
 
 
 @functools.cache
-def make_model(positions="none"):
-    return Transformer(dataclasses.replace(POSITIONS[positions], positions=positions), jax.random.key(0))
+def make_model(name, **options):
+    """No parameter is zero, not even of those that are at first."""
+    model = new_model(dataclasses.replace(CONFIGS[name], **options), jax.random.key(0))
+    return jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(0).normal(size=p.shape).astype(p.dtype), model)
 
 
-def make_inputs(T, seed=1, batch=B):
-    keys = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(keys[0], (batch, T, D)), jax.random.bernoulli(keys[1], 0.15, (batch, T))
+def make_inputs(T=T, seed=1, batch=B):
+    """Inputs, where sequences begin, and where episodes do."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(batch, T, D)).astype(np.float32),
+        rng.uniform(size=(batch, T)) < 0.15,
+        rng.uniform(size=(batch, T)) < 0.2,
+    )
 
 
+new_model = jax.jit(Transformer, static_argnums=0)
 peek = jax.jit(Transformer.peek)
+call = jax.jit(lambda model, carry, x, reset, episode: model(carry, x, reset, episode)[:2])
+branch = jax.jit(Transformer.branch, static_argnums=(2, 3))
+
+
+@jax.jit
+def scan_step(model, carry, x, reset, episode):
+    inputs = (jnp.swapaxes(xs, 0, 1) for xs in (x, reset, episode))
+    carry, y = jax.lax.scan(lambda carry, xs: model.step(carry, *xs), carry, tuple(inputs))
+    return carry, jnp.swapaxes(y, 0, 1)
 
 
 @functools.cache
-def used_carry(model, T=13):
-    return scan_step(model, model.init_carry(B), *make_inputs(T, seed=2))[0]
+def used_carry(model):
+    return scan_step(model, model.init_carry(B), *make_inputs(seed=2))[0]
+
+
+def beginnings(*at):
+    return np.isin(np.arange(T), at)[None].repeat(B, axis=0)
 
 
 @pytest.mark.parametrize(
-    ("positions", "T"), [*itertools.product(POSITIONS, [3, 13]), ("learned", 1), ("learned", C), ("rotary", 1)]
+    ("name", "T"), [*((name, T) for name in CONFIGS), ("rotary", 3), ("learned", 1), ("learned", C)]
 )
-def test_step_matches_call(positions, T):
+def test_step_matches_call(name, T):
     """From a used carry and from nothing, for T below, at and above C; and the carries agree."""
-    model = make_model(positions)
-    x, reset = make_inputs(T)
-    for stepped_from, called_from in ((used_carry(model),) * 2, (model.init_carry(B), None)):
-        stepped, called = (
-            scan_step(model, stepped_from, x, reset),
-            call(model, called_from, x, reset),
-        )
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), stepped, called)
+    model, inputs = make_model(name), make_inputs(T)
+    assert_close(scan_step(model, used_carry(model), *inputs), call(model, used_carry(model), *inputs))
+    assert_close(scan_step(model, model.init_carry(B), *inputs), call(model, None, *inputs))
+
+
+def test_step_matches_call_in_half_precision():
+    model, inputs = make_model("relative", dtype="bfloat16"), make_inputs()
+    stepped, called = scan_step(model, used_carry(model), *inputs)[1], call(model, used_carry(model), *inputs)[1]
+    assert used_carry(model).k[0].dtype == jnp.bfloat16
+    np.testing.assert_allclose(stepped, called, atol=0.1)
+    np.testing.assert_allclose(jnp.abs(stepped - called).mean(), 0, atol=0.01)
 
 
 def test_init_carry_equals_no_carry():
-    model = make_model("learned")
-    x, reset = make_inputs(3)
-    with_memory, without = (call(model, carry, x, reset) for carry in (model.init_carry(B), None))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), with_memory, without)
+    model, inputs = make_model("learned"), make_inputs()
+    assert_close(call(model, model.init_carry(B), *inputs), call(model, None, *inputs))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_resets_equal_separate_sequences(positions):
-    model = make_model(positions)
-    x, _ = make_inputs(11)
-    cuts = [0, 3, 4, 11]
-    reset = jnp.zeros((B, 11), bool).at[:, jnp.array(cuts[:-1])].set(True)
-    _, together = call(model, used_carry(model), x, reset)
-    for first, end in zip(cuts, cuts[1:], strict=False):
-        _, apart = call(model, None, x[:, first:end], jnp.zeros((B, end - first), bool))
-        np.testing.assert_allclose(together[:, first:end], apart, atol=1e-5)
+@every_model
+def test_resets_equal_separate_sequences(name):
+    """And so do episodes that do not attend to one another. Outputs are causal, so what follows a sequence is left."""
+    model = make_model(name)
+    x, none, cuts = make_inputs()[0], beginnings(), [0, 3, 4, 11, T]
+    marks = beginnings(*cuts[:-1])
+    together = [call(model, used_carry(model), x, marks, none)[1]]
+    if model.config.attend == "episode":
+        together.append(call(model, used_carry(model), x, none, marks)[1])
+    for first, end in itertools.pairwise(cuts):
+        apart = call(model, None, np.roll(x, -first, axis=1), none, none)[1]
+        for y in together:
+            np.testing.assert_allclose(y[:, first:end], apart[:, : end - first], atol=1e-5)
 
 
-def test_future_has_zero_gradient():
+@pytest.mark.parametrize("name", ["learned", "relative", "apart"])
+def test_future_has_zero_gradient(name):
     """Nothing later, nothing before a reset, nothing older than the context of one layer times the layers."""
-    model = make_model("learned")
-    T, reset_at = 11, 6
-    x, _ = make_inputs(T, batch=1)
-    reset = jnp.zeros((1, T), bool).at[:, reset_at].set(True)
-    reach = jax.jit(jax.jacobian(lambda x: jnp.square(model(None, x, reset)[1]).sum(axis=(0, 2))))(x)
-    reach = np.asarray(jnp.abs(reach).sum(axis=(1, 3))) > 1e-6
+    model, reset_at = make_model(name), 6
+    x, begins, none = make_inputs(batch=1)[0], beginnings(reset_at)[:1], beginnings()[:1]
+    begin = (none, begins) if model.config.attend == "episode" else (begins, none)
+    reach = jax.jit(jax.jacobian(lambda x: jnp.square(model(None, x, *begin)[1]).sum(axis=(0, 2))))(x)
+    reach = np.abs(reach).sum(axis=(1, 3)) > 1e-6
     query, key = np.indices((T, T))
     expected = (key <= query) & ((key >= reset_at) == (query >= reset_at)) & (query - key <= 2 * (C - 1))
     np.testing.assert_array_equal(reach, expected)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_peek_matches_discarded_step(positions):
-    model = make_model(positions)
-    carry = used_carry(model)
-    candidates, _ = make_inputs(3, seed=3)
-    peeked = peek(model, carry, candidates)
-    stepped = [scan_step(model, carry, candidates[:, i : i + 1], jnp.zeros((B, 1), bool))[1][:, 0] for i in range(3)]
-    np.testing.assert_allclose(peeked, jnp.stack(stepped, axis=1), atol=1e-5)
+@every_model
+def test_peek_matches_discarded_step(name):
+    model = make_model(name)
+    carry, none = used_carry(model), beginnings()
+    candidates = make_inputs(3, seed=3)[0]
+    stepped = [scan_step(model, carry, candidates[:, [i] * T], none, none)[1][:, 0] for i in range(3)]
+    np.testing.assert_allclose(peek(model, carry, candidates), np.stack(stepped, axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_branch_matches_separate_steps(positions):
+@every_model
+def test_branch_matches_separate_steps(name):
     """More steps on the branches than the cache is long, with resets; then a peek from there."""
-    model, n, depth = make_model(positions), 3, 7
-    carry = used_carry(model)
-    x, reset = make_inputs(depth, seed=4, batch=B * n)
-    copies = carry._replace(
-        length=jnp.repeat(carry.length, n),
-        k=jax.tree.map(lambda k: jnp.repeat(k, n, axis=0), carry.k),
-        v=jax.tree.map(lambda v: jnp.repeat(v, n, axis=0), carry.v),
-    )
-    branches, y = call(model, model.branch(carry, n, depth), x, reset)
-    copies, expected = scan_step(model, copies, x, reset)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    # One slot is left unused here, so that a next input exists.
-    branches, _ = call(model, model.branch(carry, n, depth + 1), x, reset)
-    np.testing.assert_allclose(peek(model, branches, x[:, :2]), peek(model, copies, x[:, :2]), atol=1e-5)
+    model, n = make_model(name), 2
+    carry, inputs = used_carry(model), make_inputs(seed=4, batch=B * n)
+    candidates = make_inputs(3, seed=3, batch=B * n)[0]
+    branches, y = call(model, branch(model, carry, n, T), *inputs)
+    peeked = peek(model, branches, candidates)
+    for i in range(n):
+        alone, expected = scan_step(model, carry, *(xs[i::n] for xs in inputs))
+        np.testing.assert_allclose(y[i::n], expected, atol=1e-5)
+        np.testing.assert_allclose(peeked[i::n], peek(model, alone, candidates[i::n]), atol=1e-5)
     with pytest.raises(ValueError, match="depth=2"):
-        model(model.branch(carry, n, 2), x, reset)
+        model(model.branch(carry, n, 2), *inputs)
 
 
-def test_nan_before_a_reset_never_leaks_past_it():
-    model = make_model("learned")
-    x, _ = make_inputs(9)
-    reset = jnp.zeros((B, 9), bool).at[:, 4].set(True)
-    spoiled = x.at[:, 2].set(jnp.nan)
-    clean = call(model, None, x, reset)[1]
-    for y in (
-        call(model, None, spoiled, reset)[1],
-        scan_step(model, model.init_carry(B), spoiled, reset)[1],
-        jnp.concatenate(
-            [x[:, :4], call(model, call(model, None, spoiled[:, :4], reset[:, :4])[0], x[:, 4:], reset[:, 4:])[1]], 1
-        ),
-    ):
+@every_model
+def test_nan_before_a_reset_never_leaks_past_it(name):
+    model, none = make_model(name), beginnings()
+    x, reset = make_inputs()[0], beginnings(4)
+    spoiled = x.copy()
+    spoiled[:, 2] = np.nan
+    clean = call(model, None, x, reset, none)[1]
+    called, stepped = (
+        call(model, None, spoiled, reset, none)[1],
+        scan_step(model, model.init_carry(B), spoiled, reset, none)[1],
+    )
+    for y in called, stepped:
         np.testing.assert_allclose(y[:, 4:], clean[:, 4:], atol=1e-5)
-    assert jnp.isnan(call(model, None, spoiled, reset)[1][:, 2:4]).all()
-    assert jnp.isnan(scan_step(model, model.init_carry(B), spoiled, reset)[1][:, 2:4]).all()
+        assert np.isnan(y[:, 2:4]).all()
+    spoiled_carry = call(model, None, np.full_like(x, np.nan), none, none)[0]
+    after = call(model, spoiled_carry, np.roll(x, -4, axis=1), beginnings(0), none)[1]
+    np.testing.assert_allclose(after[:, : T - 4], clean[:, 4:], atol=1e-5)
 
 
-def test_index_far_along_is_exact():
-    """Rotary angles depend on differences of indices only, even where float32 cannot count and int32 wraps."""
-    model = make_model("rotary")
-    x, reset = make_inputs(4)
-    near = scan_step(model, model.init_carry(B), x, reset)[1]
-    far_start = model.init_carry(B)._replace(index=jnp.int32(400_000_000))
-    np.testing.assert_allclose(scan_step(model, far_start, x, reset)[1], near, atol=1e-5)
+@pytest.mark.parametrize("name", ["rotary", "relative"])
+def test_index_far_along_is_exact(name):
+    """Angles depend on differences of indices only, even where float32 cannot count and turns have wrapped."""
+    model, inputs = make_model(name), make_inputs()
+    far_start = model.init_carry(B)._replace(index=jnp.int32(2_000_000_003))
+    for run in scan_step, call:
+        near = run(model, model.init_carry(B), *inputs)[1]
+        np.testing.assert_allclose(run(model, far_start, *inputs)[1], near, atol=1e-5)
+
+
+def test_relative_scores_are_those_of_transformer_xl():
+    """(q + u) . k + (q + v) . W waves(distance), in so many words, Dai et al. 2019, section 3.3."""
+    model = make_model("relative", sink="none", num_kv_heads=None)
+    x, none = make_inputs()[0], beginnings()
+    query, key = np.indices((T, T))
+    half = np.arange(16)
+    angle = (query - key)[..., None] * 10_000.0 ** (-half / 16)
+    waves = jnp.asarray(np.concatenate([np.cos(angle), -np.sin(angle)], axis=-1), jnp.float32)
+
+    @jax.jit
+    def in_so_many_words(model, x):
+        for layer in range(2):
+            block = model._block(layer)
+            q, k, v = block.heads(x)
+            u_q, v_q = (q + bias[...][None, None] for bias in (block.content_bias, block.distance_bias))
+            far = jnp.einsum("bthk,hkr,tsr->bhts", v_q, block.waves[...], waves)
+            s = (jnp.einsum("bthk,bshk->bhts", u_q, k) + far) * model.config.head_width**-0.5
+            p = jax.nn.softmax(jnp.where(((key <= query) & (query - key < C))[None, None], s, -jnp.inf))
+            x = block.merge(x, jnp.einsum("bhts,bshk->bthk", p, v))[0]
+        return model.norm(x)
+
+    np.testing.assert_allclose(call(model, None, x, none, none)[1], in_so_many_words(model, x), atol=1e-5)
+
+
+def test_episodes_count_by_their_difference_and_order_counts_within():
+    model, none = make_model("episodes", context_len=T), beginnings()
+    x, _, episode = make_inputs()
+    empty, now = model.init_carry(B), beginnings(0)
+    shifted = empty._replace(place=empty.place._replace(episode=empty.place.episode + 5))
+    y = call(model, empty, x, none, episode)[1]
+    np.testing.assert_allclose(call(model, shifted, x, none, episode)[1], y, atol=1e-5)
+    assert np.abs(call(model, empty, x, none, episode ^ beginnings(6))[1] - y).max(axis=(1, 2)).min() > 1e-3
+    swapped = x[:, [1, 0, *range(2, T)]]
+    y, y_swapped = (call(model, empty, xs, now, none)[1] for xs in (x, swapped))
+    assert (np.abs(y - y_swapped)[:, 2:] > 1e-5).any(axis=-1).all()
+
+
+def test_sink_token_is_an_input_before_all_others():
+    """Which only the causal mask keeps from seeing anything, where the context is long enough."""
+    model = make_model("none", sink="token", context_len=T + 1)
+    plain = make_model("none", context_len=T + 1)  # of the same weights
+    x, none = make_inputs()[0], beginnings()
+    before = jnp.broadcast_to(model.sink_token[...][None, None], (B, 1, D))
+    expected = jax.jit(lambda x: plain(None, x, jnp.zeros(x.shape[:2], bool))[1])(jnp.concatenate([before, x], axis=1))
+    np.testing.assert_allclose(call(model, None, x, none, none)[1], expected[:, 1:], atol=1e-5)
+
+
+def test_sinks_are_softmax_off_by_one_at_first():
+    models = [new_model(dataclasses.replace(BASE, sink=sink), jax.random.key(0)) for sink in ("kv", "k0v0", "none")]
+    kv, k0v0, none = (call(model, None, *make_inputs())[1] for model in models)
+    np.testing.assert_allclose(kv, k0v0, atol=1e-6)
+    assert np.abs(kv - none).mean() > 1e-2
+
+
+def test_grouped_heads_equal_full_ones_of_repeated_weights():
+    grouped = make_model("none", num_heads=4, num_kv_heads=2)
+    q, k, v = jnp.split(grouped.blocks.qkv[...].reshape(2, D, 8, 3), (4, 6), axis=2)
+    qkv = jnp.concatenate([q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)], axis=2)
+    full = jax.tree.map(lambda p: p, make_model("none", num_heads=4))  # all other weights are the same
+    full.blocks.qkv = nnx.Param(qkv.reshape(2, D, 36))
+    (carry, y), (_, expected) = (call(model, None, *make_inputs()) for model in (grouped, full))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert carry.k[0].shape == (B, 2, C, 3)
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    inputs = make_inputs()
+    loss = jax.jit(jax.value_and_grad(lambda model: jnp.sin(model(None, *inputs)[1]).sum()))
+    (y, dy), (y_remat, dy_remat) = (loss(make_model("relative", remat=remat)) for remat in (False, True))
+    np.testing.assert_allclose(y_remat, y, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_remat), jax.tree.leaves(dy))
 
 
 def test_residual_variance_does_not_grow_with_depth():
@@ -156,44 +259,45 @@ def test_residual_variance_does_not_grow_with_depth():
     ):
         np.testing.assert_allclose(weight[...].std() * (fan_in * scale) ** 0.5, 1, atol=0.03)
     model = Transformer(cfg, jax.random.key(1))
-    _, y = call(model, None, jax.random.normal(jax.random.key(2), (5, 11, 64)), jnp.zeros((5, 11), bool))
+    _, y, _ = jax.jit(model)(None, jax.random.normal(jax.random.key(2), (5, 11, 64)), jnp.zeros((5, 11), bool))
     np.testing.assert_allclose(y.std(), 1, atol=0.05)
     assert y.dtype == jnp.float32
 
 
 def test_gradients_match_finite_differences_in_float64():
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 4)
-        args = (
-            jax.random.normal(keys[0], (2, 3, 7), jnp.float64),
-            jax.random.normal(keys[1], (7, 5), jnp.float64),
-            jax.random.normal(keys[2], (5,), jnp.float64),
-            jax.random.normal(keys[3], (5,), jnp.float64),
-        )
+        rng = np.random.default_rng(0)
+        args = tuple(rng.normal(size=shape) for shape in ((2, 3, 7), (7, 5), (5,), (5,)))
+        direction = tuple(rng.normal(size=x.shape) for x in args)
 
-        def f(args):
-            x, w, scale, bias = args
+        def f(x, w, scale, bias):
             return jnp.sin(layer_norm(linear(x, w), scale, bias)).sum()
 
-        direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), args)
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(f)(args), direction)))
-        ahead = f(jax.tree.map(lambda x, d: x + 1e-6 * d, args, direction))
-        behind = f(jax.tree.map(lambda x, d: x - 1e-6 * d, args, direction))
+        gradients = jax.jit(jax.grad(f, argnums=(0, 1, 2, 3)))(*args)
+        slope = sum((np.asarray(g) * d).sum() for g, d in zip(gradients, direction, strict=True))
+        ahead, behind = (
+            jax.jit(f)(*(x + step * d for x, d in zip(args, direction, strict=True))) for step in (1e-6, -1e-6)
+        )
         np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
 
 
-def test_step_is_differentiable():
-    """Backpropagation through acting equals that through a whole sequence."""
-    model = make_model()
-    x, reset = make_inputs(3)
-    stepped = jax.jit(jax.grad(lambda x: jnp.sin(scan_step(model, model.init_carry(B), x, reset)[1]).sum()))(x)
-    called = jax.jit(jax.grad(lambda x: jnp.sin(call(model, None, x, reset)[1]).sum()))(x)
-    np.testing.assert_allclose(stepped, called, atol=1e-5)
+@pytest.mark.parametrize("name", ["none", "relative", "episodes"])
+def test_step_is_differentiable(name):
+    """Backpropagation through acting equals that through a whole sequence, to the inputs and to the weights."""
+    model, (x, *begins) = make_model(name), make_inputs(3)
+    stepped, called = (
+        jax.jit(jax.grad(lambda args, run=run: jnp.sin(run(args[0], args[1])).sum()))((model, x))
+        for run in (
+            lambda model, x: scan_step(model, model.init_carry(B), x, *begins)[1],
+            lambda model, x: call(model, None, x, *begins)[1],
+        )
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(stepped), jax.tree.leaves(called))
 
 
 def test_vmapped_tasks_share_the_index_and_write_one_slot():
     """A batched index would turn the write into one scatter per task; a copy would read the whole cache."""
-    model = make_model()
+    model = make_model("none")
     x = jnp.zeros((11, 1, D))
 
     def rollout(carry):
@@ -220,7 +324,13 @@ def test_vmapped_tasks_share_the_index_and_write_one_slot():
         (dict(context_len=2.5), ["context_len=2.5", "positive integer"]),
         (dict(width=12, num_heads=5), ["num_heads=5", "width=12", "[1, 2, 3, 4, 6, 12]"]),
         (dict(width=12, num_heads=4, positions="rotary"), ["num_heads=4", "rotary", "even"]),
-        (dict(positions="sinus"), ["positions='sinus'", "none, learned, rotary"]),
+        (dict(width=12, num_heads=4, positions="episodes"), ["num_heads=4", "episodes", "even"]),
+        (dict(num_heads=4, num_kv_heads=3), ["num_kv_heads=3", "num_heads=4", "[1, 2, 4]"]),
+        (dict(num_kv_heads=0), ["num_kv_heads=0", "positive"]),
+        (dict(max_episode_len=7), ["max_episode_len=7", "episodes", "learned"]),
+        (dict(sink="k"), ["sink='k'", "none, kv, kv0, k0v, k0v0, token"]),
+        (dict(attend="trial"), ["attend='trial'", "all, episode"]),
+        (dict(positions="sinus"), ["positions='sinus'", "none, learned, rotary, relative, episodes"]),
         (dict(dtype="int8"), ["dtype='int8'", "bfloat16"]),
     ],
 )
@@ -236,3 +346,5 @@ def test_check_horizon_refuses_longer_than_the_table():
     with pytest.raises(ValueError, match=re.escape("num_steps=11") + ".*context_len=10"):
         config.check_horizon(11, "num_steps")
     TransformerConfig(context_len=10, positions="rotary").check_horizon(11)
+    with pytest.raises(ValueError, match="num_steps=8 .*max_episode_len=7.*episodes"):
+        TransformerConfig(positions="episodes", max_episode_len=7).check_horizon(8, "num_steps")

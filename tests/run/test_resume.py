@@ -224,7 +224,7 @@ def test_other_data_than_the_checkpoint_saw_are_refused_on_resume_but_not_by_loa
     said = refused(capsys, "--resume", run_dir, folder=tmp_path)
     assert "was trained on other data than was built now" in said
     after = load(run_dir, seed=1)
-    np.testing.assert_array_equal(before.params.head[...], after.params.head[...])
+    np.testing.assert_array_equal(before.params.head.readout.out[...], after.params.head.readout.out[...])
 
 
 def test_incompatible_options_are_refused_naming_the_field_with_both_values(copied, capsys):

@@ -1,0 +1,48 @@
+"""Draws docs/img/models.png from what `make bench ARGS="--only models --json bench.json"` measured.
+
+python docs/draw_models.py bench.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from icrl_jax.report import names, style
+
+COLOURS = {
+    "transformer": names.BLUE,
+    "s5": names.VERMILLION,
+    "s4d": names.ORANGE,
+    "gru": names.GREEN,
+    "lstm": names.PINK,
+}
+PANELS = {"us_a_token": "training, us a token", "mib": "training, MiB beside weights", "us_a_step": "acting, us a step"}
+
+
+def main(source: str) -> None:
+    """Three panels over the length of the sequence, both axes logarithmic."""
+    points = [row["numbers"] for row in json.loads(Path(source).read_text())["rows"] if "model" in row["numbers"]]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, (quantity, label) in zip(axes, PANELS.items(), strict=True):
+        draw(axis, [point for point in points if quantity in point], quantity, label)
+    axes[0].legend(frameon=False, fontsize=style.LABEL_SIZE)
+    figure.savefig(Path(__file__).parent / "img" / "models.png", dpi=110)
+
+
+def draw(axis: Axes, points: list[dict], quantity: str, label: str) -> None:
+    """A line for each model."""
+    style.tidy(axis)
+    for model, colour in COLOURS.items():
+        line = [(point["length"], point[quantity]) for point in points if point["model"] == model]
+        axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=colour, label=model)
+    axis.set(xscale="log", yscale="log")
+    axis.set_xticks(lengths := sorted({point["length"] for point in points}), [f"{n:,}" for n in lengths])
+    axis.set_xlabel("length of the sequence", fontsize=style.LABEL_SIZE, color=style.MUTED)
+    axis.set_title(label, fontsize=style.LABEL_SIZE, loc="left", color=style.INK)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,440 @@
+# ruff: noqa: N802, N803, N806
+"""Mixtures of experts are feed-forward layers whose weights depend on the token, whichever way they are run."""
+
+import dataclasses
+import functools
+import math
+from types import SimpleNamespace
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icrl_jax.models import moe
+from icrl_jax.models.kinds import make_model
+from icrl_jax.models.layers import Mlp
+from icrl_jax.models.moe import (
+    MoE,
+    MoEConfig,
+    Routing,
+    balance_loss,
+    contrastive_loss,
+    expected_load,
+    feed_forward,
+    task_logits,
+    update_momentum,
+    z_loss,
+)
+from icrl_jax.models.s5 import S5Config
+from icrl_jax.models.transformer import TransformerConfig
+
+B, T, D, X = 7, 11, 13, 5
+MIXTURES = {
+    "token": MoEConfig(num_experts=X),
+    "both": MoEConfig(num_experts=X, num_task_experts=3, router="tanh"),
+    "top-1": MoEConfig(num_experts=X, top_k=1),
+}
+every_mixture = pytest.mark.parametrize("name", MIXTURES)
+every_dispatch = pytest.mark.parametrize("dispatch", ["dense", "sorted"])
+
+
+def config(options, width=D):
+    return SimpleNamespace(width=width, num_layers=2, mlp_ratio=3, moe=options)
+
+
+@functools.cache
+def initial(options):
+    return jax.jit(lambda: MoE(config(options), jax.random.key(0)))()
+
+
+def make_layer(options, dispatch="auto"):
+    """With weights of its own, which a test may change."""
+    layer = jax.tree.map(lambda p: p, initial(MIXTURES.get(options, options)))
+    layer.moe = dataclasses.replace(layer.moe, dispatch=dispatch)
+    return layer
+
+
+def make_inputs(*shape, seed=1):
+    return jax.random.normal(jax.random.key(seed), (*(shape or (B, T)), D))
+
+
+call = jax.jit(lambda layer, x: layer(x))
+
+
+@jax.jit
+def one_expert(mixture, expert, x):
+    """The dense layer that has an expert's weights."""
+    return Mlp.__call__(SimpleNamespace(up=mixture.up[...][expert], down=mixture.down[...][expert]), x)[0]
+
+
+def mixtures(layer):
+    return [mixture for mixture in (layer.token, layer.task) if mixture is not None]
+
+
+def assert_close(a, b, atol=1e-5, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=rtol), a, b)
+
+
+def routed(expert, num_experts):
+    """Tokens that go to these experts [N, J] with equal weights."""
+    expert = jnp.asarray(expert)
+    load = jnp.bincount(expert.reshape(-1), length=num_experts).astype(jnp.float32)
+    logits = jnp.zeros((expert.shape[0], num_experts))
+    return Routing(expert, jnp.full(expert.shape, 1 / expert.shape[1]), logits, load)
+
+
+# What a mixture computes.
+
+
+@every_dispatch
+@every_mixture
+def test_equal_experts_reduce_to_one_feed_forward(name, dispatch):
+    layer, x = make_layer(name, dispatch), make_inputs()
+    for mixture in mixtures(layer):
+        for weights in mixture.up, mixture.down:
+            weights[...] = jnp.broadcast_to(weights[...][:1], weights.shape)
+    expected = [one_expert(mixture, 0, x) for mixture in mixtures(layer)]
+    assert_close(call(layer, x)[0], jnp.concatenate(expected, axis=-1))
+
+
+@every_dispatch
+@every_mixture
+def test_permuting_experts_with_their_router_rows_changes_nothing(name, dispatch):
+    layer, permuted, x = make_layer(name, dispatch), make_layer(name, dispatch), make_inputs()
+    for mixture in mixtures(permuted):
+        order = np.roll(np.arange(mixture.up.shape[0]), 2)
+        last = mixture.gate.first if mixture.gate.second is None else mixture.gate.second
+        last[...] = last[...][:, order]
+        for weights in mixture.up, mixture.down:
+            weights[...] = weights[...][order]
+    assert_close(call(permuted, x), call(layer, x))
+
+
+@every_dispatch
+def test_no_token_is_dropped_when_all_go_to_one_expert(dispatch):
+    layer, x = make_layer("top-1", dispatch), make_inputs()
+    x = x.at[..., 0].set(1.0)
+    layer.token.gate.first[...] = jnp.zeros((D, X)).at[0, 3].set(9.0)
+    assert_close(call(layer, x)[0], one_expert(layer.token, 3, x))
+    assert_close(layer.shares(x)["token"], jnp.eye(X)[3])
+
+
+@every_dispatch
+@every_mixture
+def test_a_token_gets_the_weighted_sum_of_its_experts(name, dispatch):
+    """Against a plain loop."""
+    layer, x = make_layer(name, dispatch), make_inputs(B)
+    expected = []
+    for mixture in mixtures(layer):
+        logits_BX, y_BE = np.asarray(mixture.gate(x)), []
+        outputs_XBE = [np.asarray(one_expert(mixture, e, x)) for e in range(logits_BX.shape[1])]
+        for b, logits in enumerate(logits_BX):
+            chosen = np.argsort(-logits)[: layer.moe.top_k]
+            weights = np.exp(logits[chosen]) / np.exp(logits[chosen]).sum()
+            y_BE.append(sum(weight * outputs_XBE[e][b] for weight, e in zip(weights, chosen, strict=True)))
+        expected.append(np.stack(y_BE))
+    assert_close(call(layer, x)[0], np.concatenate(expected, axis=-1))
+
+
+@every_dispatch
+@every_mixture
+def test_each_output_depends_on_its_token_only(name, dispatch):
+    layer, x = make_layer(name, dispatch), make_inputs(T)
+    reach = jax.jit(jax.jacobian(lambda x: layer(x)[0].sum(axis=-1)))(x)
+    np.testing.assert_array_equal(np.abs(reach).max(axis=-1) > 0, np.eye(T, dtype=bool))
+
+
+@every_dispatch
+@every_mixture
+def test_single_tokens_equal_sequences(name, dispatch):
+    layer, x = make_layer(name, dispatch), make_inputs()
+    together = call(layer, x)[0]
+    for t in (0, T - 1):
+        assert_close(call(layer, x[:, t])[0], together[:, t])
+    assert_close(jax.jit(jax.vmap(lambda x: layer(x)[0]))(x), together)
+
+
+@every_dispatch
+def test_a_nan_stays_with_its_token(dispatch):
+    layer, x = make_layer("both", dispatch), make_inputs(B)
+    spoiled = x.at[4].set(jnp.nan)
+    others = np.arange(B) != 4
+    assert_close(call(layer, spoiled)[0][others], call(layer, x)[0][others])
+    assert jnp.isnan(call(layer, spoiled)[0][4]).all()
+    slope = jax.jit(jax.grad(lambda x: jnp.sin(layer(x)[0][others]).sum()))
+    assert_close(slope(spoiled)[others], slope(x)[others])
+
+
+@every_mixture
+def test_widths_give_a_token_the_active_parameters_of_the_dense_layer(name):
+    layer, dense = make_layer(name), Mlp(config(MoEConfig()), jax.random.key(0))
+    active = sum(layer.moe.top_k * (m.up[...][0].size + m.down[...][0].size) for m in mixtures(layer))
+    assert abs(active / (dense.up[...].size + dense.down[...].size) - 1) < 0.05
+
+
+def test_token_and_task_experts_share_the_features():
+    options = MoEConfig(num_experts=X, num_task_experts=3, expert_width=17)
+    layer = make_layer(options)
+    assert layer.token.up.shape == (X, D, 17) and layer.token.down.shape == (X, 17, 6)
+    assert layer.task.up.shape == (3, D, 17) and layer.task.down.shape == (3, 17, 7)
+
+
+@every_dispatch
+def test_the_router_is_float32_and_the_output_has_the_dtype_of_the_input(dispatch):
+    layer, x = make_layer("both", dispatch), make_inputs().astype(jnp.bfloat16)
+    y, aux = call(layer, x)
+    assert y.dtype == jnp.bfloat16 and {value.dtype for value in aux.values()} == {jnp.dtype("float32")}
+    routing, exact = (layer.route(z.reshape(-1, D))["token"] for z in (x, x.astype(jnp.float32)))
+    assert_close(routing, exact, atol=0, rtol=0)
+    gradient = jax.jit(jax.grad(lambda layer: layer(x)[0].astype(jnp.float32).sum()))(layer)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))
+
+
+# The two ways to run it.
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize(("tokens", "experts"), [(1, X), (29, 2), (89, 11)])
+def test_sorted_equals_dense_in_values_and_gradients(tokens, experts, platform, monkeypatch):
+    """For numbers of tokens that no block divides, and with an expert that gets nothing."""
+    monkeypatch.setattr(moe, "block_rows", lambda choices, experts: 8)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    keys = jax.random.split(jax.random.key(5), 4)
+    logits = jax.random.normal(keys[0], (tokens, experts))
+    weight, expert = jax.lax.top_k(logits if experts == 2 else logits.at[:, 0].set(-9.0), 2)
+    up, down = (
+        jax.random.normal(key, (experts, *size)) / 4 for key, size in zip(keys[1:], ((D, 6), (6, 3)), strict=False)
+    )
+
+    def found(run):
+        loss = lambda x, weight, up, down: jnp.sin(run(x, expert, weight, up, down)).sum()
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(make_inputs(tokens), weight, up, down)
+
+    assert_close(found(moe.run_sorted), found(moe.run_all), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("crowd", [0, 1, 5])
+def test_every_choice_has_a_row_in_a_block_of_its_expert(rows, crowd):
+    """Whether tokens are spread, or all but one for each expert crowd into the first few."""
+    expert = jax.random.randint(jax.random.key(8), (31, 2), 0, X)
+    if crowd:
+        expert = jnp.concatenate([expert % crowd, jnp.tile(jnp.arange(X)[:, None], (1, 2))])
+    plan = moe.make_plan(expert, X, rows)
+    choice, owner = np.asarray(plan.choice), np.repeat(np.asarray(plan.expert)[:, None], rows, axis=1)
+    real = choice < expert.size
+    np.testing.assert_array_equal(np.sort(choice[real]), np.arange(expert.size))
+    np.testing.assert_array_equal(owner[real], np.asarray(expert).reshape(-1)[choice[real]])
+    np.testing.assert_array_equal(choice.reshape(-1)[np.asarray(plan.row).reshape(-1)], np.arange(expert.size))
+
+
+def test_few_tokens_are_dense_and_many_are_sorted():
+    assert not moe.pays_to_sort(1, 2, 8) and moe.pays_to_sort(16_384, 2, 8)
+    assert not moe.pays_to_sort(16_384, 3, 3)
+
+
+@every_dispatch
+@pytest.mark.parametrize("noise", [False, True])
+def test_gradients_match_finite_differences_in_float64(dispatch, noise):
+    """Of the weights and the inputs along one direction, the losses of the gates included."""
+    options = MoEConfig(num_experts=X, num_task_experts=3, router="tanh", noise=noise, balance_weight=0.3, z_weight=0.2)
+    with jax.enable_x64(True):
+        layer = make_layer(options, dispatch)
+        args = jax.tree.map(lambda z: jnp.asarray(z, jnp.float64), (layer, make_inputs(T)))
+
+        def f(args):
+            y, aux = args[0](args[1], jax.random.key(4) if noise else None)
+            return jnp.sin(y).sum() + sum(aux.values())
+
+        f = jax.jit(f)
+        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
+        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
+        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
+
+
+CONFIGS = {
+    "transformer": lambda moe: TransformerConfig(width=12, num_layers=2, num_heads=3, context_len=7, moe=moe),
+    "s5": lambda moe: S5Config(width=12, num_layers=2, state_size=6, mlp_ratio=3, moe=moe),
+}
+
+
+@pytest.mark.parametrize("layers", ["all", "last"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_step_matches_call_with_experts_in_the_blocks(name, layers):
+    """A call has enough tokens to sort, a step has not."""
+    experts = dataclasses.replace(MIXTURES["both"], expert_layers=layers, noise=True)
+    model = make_model(CONFIGS[name](experts), jax.random.key(0))
+    assert (model.last is None) is (layers == "all")
+    x = jax.random.normal(jax.random.key(1), (B, 7, 12))
+    reset = jnp.zeros((B, 7), bool).at[:, 3].set(True)
+    assert_close(contract.scan_step(model, model.init_carry(B), x, reset)[1], contract.call(model, None, x, reset)[1])
+    noisy = jax.jit(lambda key: model(None, x, reset, key=key)[1:])
+    (y, aux), (other, _) = noisy(jax.random.key(2)), noisy(jax.random.key(3))
+    assert set(aux) == {"moe_z", "moe_balance"} and all(value.shape == () for value in aux.values())
+    assert jnp.abs(y - other).max() > 1e-3
+
+
+# The losses of the gates.
+
+
+@pytest.mark.parametrize(
+    ("expert", "num_experts", "value"),
+    [
+        ([[0, 1], [2, 3], [4, 5]] * 4, 6, 0.0),  # uniform
+        ([[2, 5]] * 7, 6, 4.8),  # all on the same two of six
+        ([[4]] * 7, 6, 12.0),  # all on one: 6 for the importance, 6 for the load
+        ([[1, 7]] * 7, 8, 2 * 24 / 7),
+        ([[0]] * 7, 1, 0.0),  # nothing to balance
+    ],
+)
+def test_balance_loss_has_its_known_values(expert, num_experts, value):
+    np.testing.assert_allclose(balance_loss(routed(expert, num_experts)), value, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_logits_are_not_balanced():
+    """Ties go to the first experts, which is why gates start at random."""
+    layer = make_layer(MoEConfig(num_experts=6, balance_weight=0.5))
+    assert layer(make_inputs())[1]["moe_balance"] < 0.5 * 4.8 / 2
+    layer.token.gate.first[...] = jnp.zeros((D, 6))
+    np.testing.assert_allclose(layer(make_inputs())[1]["moe_balance"], 0.5 * 4.8, rtol=1e-5)
+
+
+def test_the_gradient_of_the_balance_loss_spreads_the_tokens():
+    """With noise also the load's."""
+    layer = make_layer(MoEConfig(num_experts=X, noise=True))
+    layer.token.gate.first[...] = layer.token.gate.first[...].at[0].add(jnp.arange(X, dtype=jnp.float32))
+    x = make_inputs().at[..., 0].set(1.0)
+    loss = lambda layer, key: balance_loss(layer.route(x.reshape(-1, D), key)["token"])
+
+    def learn(layer, key):
+        return jax.tree.map(lambda p, g: p - 0.05 * g, layer, jax.grad(loss)(layer, key)), loss(layer, None)
+
+    _, losses = jax.jit(lambda: jax.lax.scan(learn, layer, jax.random.split(jax.random.key(1), 100)))()
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("top_k", [1, 2, X])
+def test_expected_load_is_the_chance_to_be_chosen_if_an_experts_noise_is_drawn_again(top_k):
+    N, draws = 3, 4001
+    keys = jax.random.split(jax.random.key(5), 3)
+    logits, noise = np.asarray(jax.random.normal(keys[0], (2, N, X)))
+    scale = np.asarray(jax.random.uniform(keys[1], (N, X), minval=0.5, maxval=1.5))
+    noisy, found = logits + scale * noise, np.zeros(X)
+    for e in range(X):
+        again = np.repeat(noisy[None], draws, axis=0)
+        redrawn = np.asarray(jax.random.normal(jax.random.fold_in(keys[2], e), (draws, N)))
+        again[:, :, e] = logits[:, e] + scale[:, e] * redrawn
+        found[e] = ((again > again[:, :, e : e + 1]).sum(axis=-1) < top_k).mean(axis=0).sum()
+    assert_close(expected_load(logits, noisy, scale, top_k), found, atol=0.05)
+
+
+def test_noise_starts_at_its_known_size_and_needs_a_key():
+    layer = make_layer(MoEConfig(num_experts=X, noise=True))
+    plain = make_layer("token")
+    x, key = make_inputs(B), jax.random.key(6)
+    assert_close(layer(x), plain(x))
+    noisy = plain.token.gate(x) + (math.log(2) + 0.01) * jax.random.normal(key, (B, X))
+    value, expert = jax.lax.top_k(noisy, 2)
+    assert_close(layer.route(x, key)["token"][:2], (expert, jax.nn.softmax(value)))
+    assert jnp.abs(layer(x, key)[0] - layer(x)[0]).max() > 1e-3
+
+
+def test_z_loss_of_equal_logits_is_the_square_of_their_log_sum():
+    np.testing.assert_allclose(z_loss(jnp.full((B, X), 0.7)), (0.7 + math.log(X)) ** 2, rtol=1e-6)
+
+
+def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
+    layer = make_layer(MoEConfig(num_experts=X, num_task_experts=3, balance_weight=0, z_weight=0))
+    assert layer(make_inputs())[1] == {}
+    shares = layer.shares(make_inputs())
+    expert = np.asarray(layer.route(make_inputs().reshape(-1, D))["token"].expert)
+    assert_close(shares["token"], np.bincount(expert.reshape(-1), minlength=X) / expert.size)
+    assert shares["task"].shape == (3,) and abs(shares["task"].sum() - 1) < 1e-6
+
+
+# The contrastive loss of the task gate.
+
+
+def test_task_logits_are_the_mean_over_the_tokens_that_count():
+    gate, x = make_layer("both").task.gate, make_inputs()
+    mask = jax.random.bernoulli(jax.random.key(2), 0.5, (B, T)).at[:, 0].set(True)
+    assert_close(task_logits(gate, x), np.mean(gate(x), axis=1))
+    expected = [np.mean(jax.nn.softmax(gate(x[b]))[np.asarray(mask[b])], axis=0) for b in range(B)]
+    assert_close(task_logits(gate, x, mask, softmax=True), np.stack(expected))
+
+
+def test_contrastive_loss_of_tasks_that_look_alike_is_the_log_of_their_number():
+    z = jnp.broadcast_to(jnp.arange(8.0), (32, 8))
+    np.testing.assert_allclose(contrastive_loss(z, z, jnp.eye(8)), math.log(16), rtol=1e-6)
+
+
+def test_contrastive_loss_pairs_the_halves():
+    pairs = 3
+    z_query, z_key = jax.random.normal(jax.random.key(1), (2, 2 * pairs, X))
+    w = jax.random.normal(jax.random.key(2), (X, X))
+    total = 0.0
+    for i in range(pairs):
+        for query, keys in ((z_query[i], z_key[pairs:]), (z_query[pairs + i], z_key[:pairs])):
+            scores = np.asarray(query) @ np.asarray(w) @ np.asarray(keys).T
+            total += (np.log(np.exp(scores).sum()) - scores[i]) / (2 * pairs)
+    np.testing.assert_allclose(contrastive_loss(z_query, z_key, w), total, rtol=1e-5)
+    dquery, dkey = jax.grad(contrastive_loss, argnums=(0, 1))(z_query, z_key, w)
+    assert jnp.abs(dquery).max() > 0 and jnp.abs(dkey).max() == 0
+
+
+def test_contrastive_loss_leaves_out_pairs_of_the_same_task():
+    """Pairs 0 and 2 are of one task, so neither is held against the other."""
+    z_query, z_key = jax.random.normal(jax.random.key(1), (2, 6, X))
+    total = 0.0
+    for q, k in ((z_query[:3], z_key[3:]), (z_query[3:], z_key[:3])):
+        scores = np.asarray(q @ k.T)
+        for i, others in enumerate(([0, 1], [0, 1, 2], [1, 2])):
+            total += (np.log(np.exp(scores[i, others]).sum()) - scores[i, i]) / 6
+    found = contrastive_loss(z_query, z_key, jnp.eye(X), jnp.array([4, 2, 4]))
+    np.testing.assert_allclose(found, total, rtol=1e-5)
+
+
+def test_momentum_moves_a_part_of_the_way():
+    old, new = make_layer("both").task.gate, MoE(config(MIXTURES["both"]), jax.random.key(9)).task.gate
+    moved = update_momentum(old, new, 0.25)
+    assert_close(moved.first[...], 0.75 * old.first[...] + 0.25 * new.first[...])
+    assert_close(update_momentum(new, new).second[...], new.second[...])
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_experts": -1}, "num_experts=-1 must be 0 or a positive integer"),
+        ({"num_task_experts": 2.0}, "num_task_experts=2.0 must be 0 or a positive integer"),
+        ({"num_experts": 3, "top_k": 4}, "top_k=4 must be at most num_experts=3"),
+        ({"num_task_experts": 1}, "top_k=2 must be at most num_task_experts=1"),
+        ({"top_k": 0}, "top_k=0 must be a positive integer"),
+        ({"expert_width": 0}, "expert_width=0 must be a positive integer"),
+        ({"expert_layers": "first"}, "expert_layers='first' must be one of all, last"),
+        ({"router": "mlp"}, "router='mlp' must be one of linear, tanh"),
+        ({"dispatch": "fast"}, "dispatch='fast' must be one of auto, dense, sorted"),
+        ({"balance_weight": -1.0}, "balance_weight=-1.0 must be at least 0"),
+        ({"z_weight": float("nan")}, "z_weight=nan must be at least 0"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MoEConfig(**options)
+
+
+def test_a_mixture_of_nothing_is_refused_and_a_config_without_experts_means_the_dense_layer():
+    with pytest.raises(ValueError, match="num_experts=0 and num_task_experts=0"):
+        MoE(config(MoEConfig()), jax.random.key(0))
+    assert type(feed_forward(config(MoEConfig()), jax.random.key(0))) is Mlp
+    assert type(feed_forward(config(MIXTURES["both"]), jax.random.key(0))) is MoE
+
+
+def test_an_odd_batch_has_no_pairs():
+    with pytest.raises(ValueError, match="z_query has 7 rows; must be even"):
+        contrastive_loss(jnp.zeros((7, X)), jnp.zeros((7, X)), jnp.eye(X))
