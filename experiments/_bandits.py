@@ -12,6 +12,7 @@ from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import report, statistics
 from icrl_jax.core import Agent, Array, Transition, Tree
 from icrl_jax.evaluate import evaluate, offline_suboptimality
+from icrl_jax.report.names import look
 from icrl_jax.run import Findings, Trained
 from icrl_jax.run.training import Stopwatch
 
@@ -105,6 +106,16 @@ def with_intervals(values: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: statistics.curve(value) for name, value in values.items()}
 
 
+def as_lists(drawn: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`results.json` entries from curves with intervals, what -> agent -> curve: means and the intervals' ends."""
+    found: dict[str, dict[str, Any]] = {}
+    for what, curves in drawn.items():
+        for name, curve in curves.items():
+            ends = {f"{what}_{end}": curve[end] for end in ("low", "high")}
+            found.setdefault(name, {}).update({what: curve["mean"], **ends})
+    return found
+
+
 def regret_findings(
     trained: Trained,
     online: dict[str, tuple[np.ndarray, np.ndarray]],
@@ -124,30 +135,30 @@ def regret_findings(
     """
     regret = {name: curves for name, (curves, _) in online.items()}
     total = {name: curves[..., -1] for name, curves in regret.items()}
+    drawn = {"regret": with_intervals(regret), "suboptimality": with_intervals(suboptimality)}
     sizes = sorted({round(size) for size in np.geomspace(1, trained.config.dpt.horizon, 25)})
     updates = [row["update"] for row in trained.metrics]
     loss, quick = (np.array([row[name] for row in trained.metrics]).T for name in ("loss", f"eval/{METRIC}"))
-    goal = {"heldout_reference": float(total[reference].mean()), "heldout_reference_label": reference}
+    label = f"{look(reference).label}, all tasks"
+    goal = {"heldout_reference": float(total[reference].mean()), "heldout_reference_label": label}
     figures = [
-        ("regret", report.regret_figure(with_intervals(regret)), "Cumulative pseudo-regret on held-out tasks."),
+        ("regret", report.regret_figure(drawn["regret"]), "Cumulative pseudo-regret on held-out tasks."),
         (
             "suboptimality",
-            report.suboptimality_figure(
-                sizes, with_intervals({who: x[..., sizes] for who, x in suboptimality.items()})
-            ),
+            report.suboptimality_figure(sizes, jax.tree.map(lambda x: x[sizes], drawn["suboptimality"])),
             "What the chosen arm loses to the best one, given a data set of the training behaviour.",
         ),
         (
             "loss",
             report.loss_figure(updates, loss, heldout=(updates, quick), **goal),
-            "Training loss, and the regret on a few held-out tasks as training goes on.",
+            "Training loss, and the regret on a few validation tasks as training goes on (dashed: on the test tasks).",
         ),
         ("arms", report.arm_choice_figure(online["dpt"][1][0], means), "The arms DPT pulls in a few held-out tasks."),
     ]
     return Findings(
         agents=intervals(METRIC, total),
         conditions=conditions,
-        curves={name: {"regret": curves.mean(axis=(0, 1))} for name, curves in regret.items()},
+        curves=as_lists(drawn),
         figures=figures,
         reference=reference,
         ratios={name: dict(statistics.ratio_interval(x, total[reference])) for name, x in total.items()},

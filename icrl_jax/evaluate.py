@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments.environment import Environment
 from jax.tree_util import Partial
 
 from icrl_envs import TaskFamily
 from icrl_envs.wrappers import Copies
+from icrl_jax.agents.in_context import check_horizon
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree
 from icrl_jax.parallel import in_groups, over_rows, pad_rows
 from icrl_jax.rollout import Record, replay, rollout, start
@@ -51,21 +53,31 @@ def evaluate(
       `return`, for episodic families, and `success`, the share of episodes with one, where the family knows it;
       `weak_regret` and `strong_regret` where preferences are the feedback.
     Raises:
-      ValueError: the size that fits the family is missing or below 1, or `env` is `copies(...)`.
+      ValueError: the size that fits the family is missing or below 1, the tasks are not stacked, `env` is
+        `copies(...)`, or the agent's model cannot number so many inputs.
     """
     if isinstance(env, Copies):
         raise ValueError("env=copies(...): must be one environment to be evaluated")
     episodic = getattr(env, "episodic", True)
     name, size = ("num_episodes", num_episodes) if episodic else ("num_steps", num_steps)
-    if size is None or size < 1:
-        raise ValueError(f"{name}={size!r}: must be at least 1 for {env.name}")
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"{name}={size!r}: must be an integer of at least 1 for {env.name}")
+    one, many = (jax.tree.map(jnp.ndim, params) for params in (env.default_params, env_params))
+    if one == many:
+        raise ValueError("env_params: must be stacked [B, ...], as icrl_envs.sample_tasks gives them, not one task")
     if episodic:
         with jax.ensure_compile_time_eval():  # a number also where the caller jits
             num_steps = size * int(env.default_params.max_steps_in_episode)
     else:
         num_steps = size
-    agent = agent if isinstance(agent, Agent) else Partial(agent)
+    agent = Agent(*map(_as_pytree, agent)) if isinstance(agent, Agent) else _as_pytree(agent)
+    check_horizon(agent, num_steps)
     return _evaluate(agent, env, env_params, key, num_steps, size, context)
+
+
+def _as_pytree(function: Callable) -> Callable:
+    """Plain functions act too. A `Partial` of a `Partial` would hide the parameters, as constants of the program."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 @partial(jax.jit, static_argnames=("env", "num_steps", "size"))

@@ -13,8 +13,11 @@ from two_episodes import TwoEpisodes, constant, on_host, scout
 
 import icrl_envs
 from icrl_jax.agents import empirical_mean, oracle, prompted, thompson_gaussian, ucb1, uniform
-from icrl_jax.core import Transition, partial
+from icrl_jax.agents.in_context import in_context
+from icrl_jax.core import Agent, Transition, partial
 from icrl_jax.evaluate import episode_returns, evaluate, offline_suboptimality
+from icrl_jax.models.policy import Policy
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import Record, rollout, start
 
 EPISODIC = TwoEpisodes()
@@ -230,12 +233,31 @@ def test_a_users_own_gymnax_environment_works(getkey):
     np.testing.assert_array_equal(found.curves["return"], [[1.0] * 3, [5.0] * 3])
 
 
-@pytest.mark.parametrize("size", [None, 0, -3])
+@pytest.mark.parametrize("size", [None, 0, -3, 10.5])
 def test_a_size_that_does_not_fit_the_family_is_refused(size, getkey):
-    with pytest.raises(ValueError, match=rf"num_steps={size}: must be at least 1 for GaussianBandit"):
+    with pytest.raises(ValueError, match=rf"num_steps={size}: must be an integer of at least 1 for GaussianBandit"):
         evaluate(uniform(BANDIT), BANDIT, bandits(), getkey(), num_steps=size, num_episodes=3)
-    with pytest.raises(ValueError, match=rf"num_episodes={size}: must be at least 1 for TwoEpisodes"):
+    with pytest.raises(ValueError, match=rf"num_episodes={size}: must be an integer of at least 1 for TwoEpisodes"):
         evaluate(scout(), EPISODIC, EPISODIC.tasks(), getkey(), num_episodes=size, num_steps=3)
+
+
+def test_one_task_is_refused_where_many_are_wanted(getkey):
+    with pytest.raises(ValueError, match=r"env_params: must be stacked \[B, ...\]"):
+        evaluate(uniform(BANDIT), BANDIT, BANDIT.default_params, getkey(), num_steps=3)
+
+
+def test_an_agent_may_be_plain_functions(getkey):
+    key, agent = getkey(), uniform(BANDIT)
+    plain = Agent(lambda key: agent.init(key), lambda carry, key, timestep: agent.act(carry, key, timestep))
+    ours, theirs = (evaluate(x, BANDIT, bandits(), key, num_steps=3) for x in (agent, plain))
+    np.testing.assert_array_equal(ours.record.transition.action, theirs.record.transition.action)
+
+
+def test_more_steps_than_learned_positions_are_refused(getkey):
+    model = TransformerConfig(width=8, num_layers=1, num_heads=2, context_len=5, positions="learned")
+    policy = Policy(model, BANDIT.observation_space(), BANDIT.action_space(), getkey())
+    with pytest.raises(ValueError, match="num_steps=6 is more than context_len=5"):
+        evaluate(in_context(policy), BANDIT, bandits(), getkey(), num_steps=6)
 
 
 def random_contexts(tasks, num_steps):

@@ -103,7 +103,7 @@ def test_python_in_the_guide_to_task_families_runs(tmp_path, monkeypatch, capsys
 
 def conformance_of(folder, source):
     """Runs the suite as the guide says; how many tests passed."""
-    (folder / "my_module.py").write_text("import jax\n" + source)
+    (folder / "my_module.py").write_text(source)
     command = "-m pytest -q tests/envs/test_families.py --family my_module:Corridor -k my_module -p no:cacheprovider"
     environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, *command.split()], env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -153,7 +153,7 @@ class BernoulliBandit(Bandit):
       odd_share: None, or a number in 0 ..= 1.
     """
 
-    presets = {"dpt": {"num_arms": 5}, "ad": {"num_arms": 10, "odd_share": 0.95}}
+    presets = {"dpt": {"num_arms": 5}, "ad": {"num_arms": 10, "odd_share": 0.95}, "provable": {"num_arms": 5}}
 
     def __init__(self, num_arms: int = 5, odd_share: float | None = None):
         super().__init__(num_arms)

@@ -105,6 +105,14 @@ class Mixture(TaskFamily):
         )
 
     @property
+    def optimal_advantage(self):
+        if not self._all_have("optimal_advantage"):
+            return None
+        return lambda state, action, params: self._chosen(
+            params, lambda i, env, p: env.optimal_advantage(state.states[i], action, p)
+        )
+
+    @property
     def optimal_action(self):
         if not self._all_have("optimal_action"):
             return None

@@ -79,6 +79,8 @@ def revealed(env: Environment) -> Wrapper:
 
 
 class Copies(Wrapper):
+    render: Any = None  # there are n pictures
+
     def __init__(self, env, n):
         super().__init__(env)
         require(is_int(n, 1), "n", n, "an integer of at least 1")

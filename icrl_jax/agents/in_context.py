@@ -5,13 +5,15 @@ from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Tree
 from icrl_jax.models.heads import Categorical
+from icrl_jax.models.policy import Policy
+from icrl_jax.models.transformer import TransformerConfig
 
 
 def in_context(policy: Tree, greedy: bool = False) -> Agent:
     """Acts by a model with `step(carry, timestep[B]) -> (carry, prediction[B])`, reading each input once.
 
     It sees the last `context_len` inputs of a sequence. In longer ones than it was trained on, the query has left its
-    sight and learned positions stay at their last: what it then does, nothing has taught it.
+    sight: what it then does, nothing has taught it.
 
     Args:
       policy: the model, a pytree (`icrl_jax.models.policy.Policy`).
@@ -21,6 +23,19 @@ def in_context(policy: Tree, greedy: bool = False) -> Agent:
       `probs`, float32 [A].
     """
     return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
+
+
+def check_horizon(agent: Tree, num_steps: int) -> None:
+    """Refuses rollouts longer than a model in the agent can number the inputs of.
+
+    Raises:
+      ValueError: more steps than its learned positions; with positions="episodes" they number episodes, not rollouts.
+    """
+    for policy in jax.tree.leaves(agent, is_leaf=lambda x: isinstance(x, Policy)):
+        if isinstance(policy, Policy):
+            config = policy.body.config
+            if isinstance(config, TransformerConfig) and config.positions == "learned":
+                config.check_horizon(num_steps * policy.embed.num_tokens, "num_steps")
 
 
 def _init(policy, key: Array) -> Tree:

@@ -50,9 +50,7 @@ def _conjugate(a: Array) -> Array:
 
 
 def _states(a_2P, b_TB2P, x_B2P, reset_TB):
-    if jax.default_backend() == "cpu":
-        return _loop(a_2P, b_TB2P, x_B2P, reset_TB)
-    return _associative(a_2P, b_TB2P, x_B2P, reset_TB)
+    return (_loop if jax.default_backend() == "cpu" else _associative)(a_2P, b_TB2P, x_B2P, reset_TB)
 
 
 def _loop(a_2P, b_TB2P, x_B2P, reset_TB):
@@ -87,14 +85,35 @@ def _forward(a_2P, b_TB2P, x_B2P, reset_TB):
 
 def _backward(residuals, dx_TB2P):
     a_2P, first_B2P, x_TB2P, reset_TB = residuals
-    # What the next time takes from this one: the gradient's own recurrence, backwards in time.
-    forgets_TB = jnp.concatenate([reset_TB[1:], jnp.zeros_like(reset_TB[:1])])
-    adjoint, zero = _conjugate(a_2P), jnp.zeros_like(first_B2P)
-    db_TB2P = _states(adjoint, dx_TB2P[::-1], zero, forgets_TB[::-1])[::-1]
-    before_TB2P = jnp.concatenate([first_B2P[None], x_TB2P[:-1]])
-    da_TB2P = jnp.where(reset_TB[..., None], 0, multiply(_conjugate(before_TB2P), db_TB2P))
-    dfirst_B2P = jnp.where(reset_TB[0, :, None], 0, multiply(adjoint[None], db_TB2P[0]))
-    return da_TB2P.sum(axis=(0, 1)), db_TB2P, dfirst_B2P, None
+    forgets_TB = jnp.concatenate([reset_TB[1:], jnp.zeros_like(reset_TB[:1])])  # whether the next time forgets this one
+    backwards = _loop_backward if jax.default_backend() == "cpu" else _associative_backward
+    db_TB2P, da_B2P = backwards(_conjugate(a_2P), dx_TB2P, x_TB2P, forgets_TB)
+    kept_B2P = jnp.where(reset_TB[0, :, None], 0, db_TB2P[0])
+    da_B2P += jnp.where(reset_TB[0, :, None], 0, multiply(_conjugate(first_B2P), db_TB2P[0]))
+    return da_B2P.sum(axis=0), db_TB2P, multiply(_conjugate(a_2P)[None], kept_B2P), None
+
+
+def _loop_backward(adjoint_2P, dx_TB2P, x_TB2P, forgets_TB):
+    """The gradient's own recurrence, backwards in time, and on the way that of `a` but for the first time."""
+
+    def step(carry, inputs):
+        db_B2P, da_B2P = carry  # of the time after this one
+        dx_B2P, x_B2P, forgets_B = inputs
+        da_B2P += jnp.where(forgets_B[:, None], 0, multiply(_conjugate(x_B2P), db_B2P))
+        db_B2P = advance(adjoint_2P, dx_B2P, db_B2P, forgets_B)
+        return (db_B2P, da_B2P), db_B2P
+
+    zero = jnp.zeros_like(dx_TB2P[0])
+    (_, da_B2P), db_TB2P = lax.scan(step, (zero, zero), (dx_TB2P, x_TB2P, forgets_TB), reverse=True)
+    return db_TB2P, da_B2P
+
+
+def _associative_backward(adjoint_2P, dx_TB2P, x_TB2P, forgets_TB):
+    """The same."""
+    zero = jnp.zeros_like(dx_TB2P[0])
+    db_TB2P = _associative(adjoint_2P, dx_TB2P[::-1], zero, forgets_TB[::-1])[::-1]
+    da_TB2P = jnp.where(forgets_TB[:-1, :, None], 0, multiply(_conjugate(x_TB2P[:-1]), db_TB2P[1:]))
+    return db_TB2P, da_TB2P.sum(axis=0)
 
 
 linear_recurrence.defvjp(_forward, _backward)

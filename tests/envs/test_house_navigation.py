@@ -484,3 +484,12 @@ def test_render_shows_house_agent_and_target(houses):
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         icrl_envs.make("house_navigation", **arguments)
+
+
+def test_presets_have_the_sizes_of_the_fact_sheet():
+    found = {name: icrl_envs.make("house_navigation", name) for name in ("relic", "relic_large")}
+    for name, side in (("relic", 19), ("relic_large", 31)):
+        env = found[name]
+        assert (env.height, env.width, env.min_rooms, env.max_rooms) == (side, side, 4, 9)
+        assert (env.num_kinds, env.min_objects, env.max_objects, env.num_layouts) == (20, 15, 30, 333)
+        assert (env.view, env.num_steps) == (7, 200)

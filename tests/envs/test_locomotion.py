@@ -1,11 +1,14 @@
 import copy
 import functools
 import pickle
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import icrl_envs
 
@@ -164,6 +167,39 @@ def test_every_number_of_a_walkers_body_matters(backend, getkey):
         start += n + 1
 
 
+def test_an_ant_that_lies_or_flies_has_fallen():
+    env = icrl_envs.make("ant_dir")
+    sys = env.brax.sys
+
+    def fallen(height):
+        pos = jnp.zeros((sys.num_links(), 3)).at[0, 2].set(height)
+        physics = SimpleNamespace(x=SimpleNamespace(pos=pos))
+        return bool(env.score(physics, jnp.zeros(3), jnp.zeros(8), env.default_params)[1])
+
+    assert [fallen(height) for height in (0.19, 0.21, 0.75, 0.99, 1.01)] == [True, False, False, False, True]
+
+
+@given(st.integers(0, 2**31 - 1))
+@settings(max_examples=20, deadline=None)
+def test_episodes_start_with_the_noise_of_the_fact_sheet(seed):
+    """Positions uniform within a bound; velocities normal, or uniform too."""
+    for name, bound in (("cheetah_vel", 0.1), ("cheetah_dir", 0.1), ("ant_dir", 0.1), ("walker_params", 0.005)):
+        q, qd = many_starts(name, seed)
+        assert 0.95 * bound < np.abs(q).max() <= bound
+        np.testing.assert_allclose(q.std(), bound / np.sqrt(3), rtol=0.1)
+        np.testing.assert_allclose(qd.std(), bound if name != "walker_params" else bound / np.sqrt(3), rtol=0.1)
+        assert (np.abs(qd).max() > bound) == (name != "walker_params")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def starts(env, key):
+    return jax.vmap(env.start)(jax.random.split(key, 101))
+
+
+def many_starts(name, seed):
+    return jax.device_get(starts(icrl_envs.make(name), jax.random.key(seed)))
+
+
 def test_presets_and_splits():
     env = icrl_envs.make("cheetah_vel", "t2mir")
     np.testing.assert_allclose(env.tasks("test").target_velocity, [2.107, 1.242, 1.027, 1.788, 0.600])
@@ -176,6 +212,8 @@ def test_presets_and_splits():
     assert [env.tasks(split).direction.tolist() for split in ("train", "test", "all")] == [[1], [-1], [1, -1]]
     env = icrl_envs.make("walker_params", "t2mir")
     assert env.tasks("train").mass_scale.shape == (45, 7) and env.tasks("test").damping_scale.shape == (5, 6)
+    exponents = np.log(np.asarray(env.tasks("all").mass_scale, np.float64)) / np.log(1.5)
+    assert 2.9 < np.abs(exponents).max() <= 3 + 1e-5  # 350 of them
 
 
 def test_the_laws_of_tasks(getkey):
@@ -218,7 +256,7 @@ def test_wrong_arguments_are_refused(name, argument, value, allowed):
         icrl_envs.make(name, **{argument: value})
 
 
-@pytest.mark.parametrize("test_velocities", [(), 1.0, ((1.0,),), (1.0, np.nan), (-0.1,), (1.0, 2.1)])
+@pytest.mark.parametrize("test_velocities", [(), "x", {}, 1.0, ((1.0,),), (1.0, np.nan), (-0.1,), (1.0, 2.1)])
 def test_test_velocities_must_be_in_the_range(test_velocities):
     with pytest.raises(ValueError) as refused:
         icrl_envs.make("cheetah_vel", max_velocity=2.0, num_train=3, test_velocities=test_velocities)

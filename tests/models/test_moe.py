@@ -267,7 +267,8 @@ def test_step_matches_call_with_experts_in_the_blocks(name, layers):
     """A call has enough tokens to sort, a step has not."""
     experts = dataclasses.replace(MIXTURES["both"], expert_layers=layers, noise=True)
     model = make_model(CONFIGS[name](experts), jax.random.key(0))
-    assert (model.last is None) is (layers == "all")
+    assert type(model.blocks.ffn) is (MoE if layers == "all" else Mlp)
+    assert model.last is None if layers == "all" else type(model.last.ffn) is MoE
     x = jax.random.normal(jax.random.key(1), (B, 7, 12))
     reset = jnp.zeros((B, 7), bool).at[:, 3].set(True)
     assert_close(contract.scan_step(model, model.init_carry(B), x, reset)[1], contract.call(model, None, x, reset)[1])

@@ -100,6 +100,9 @@ def test_future_has_zero_gradient(case):
     reach = np.abs(jax.jit(jax.jacobian(answer))(timesteps.prev.feedback[0])) > 0
     assert not np.triu(reach, 1).any()
     assert reach.diagonal()[1:].all()
+    if getattr(CASES[case][1], "attend", "all") == "episode":
+        episode = np.arange(T) // 5
+        np.testing.assert_array_equal(reach[1:, 1:], np.tril(episode[:, None] == episode[None])[1:, 1:])
 
 
 def test_a_policy_greedily_takes_the_mode():

@@ -66,7 +66,13 @@ def test_results_obey_the_contract(finished):
         assert regret["n"] == 11 and len(regret["per_seed"]) == (2 if name == "dpt" else 1)
         np.testing.assert_allclose(np.mean(regret["per_seed"]), regret["mean"])
         assert regret["low"] <= regret["mean"] <= regret["high"]
-        curve = results["curves"][name]["regret"]
+        curves = results["curves"][name]
+        for what in ("regret", "suboptimality") if name in {"dpt", "thompson"} else ("regret",):
+            low, mean, high = (np.array(curves[what + end]) for end in ("_low", "", "_high"))
+            assert len(mean) == (7 if what == "regret" else 8)  # after each step; for each size of the data, from 0 on
+            assert (low <= mean + 1e-6).all() and (mean <= high + 1e-6).all()
+            assert (low < high).any() == (name != "oracle")
+        curve = curves["regret"]
         assert len(curve) == 7 and np.all(np.diff(curve) >= -1e-6)
         np.testing.assert_allclose(curve[-1], regret["mean"], rtol=1e-5, atol=1e-7)
     assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0

@@ -339,5 +339,8 @@ class WalkerParams(BraxTask):
 
 
 def _are_velocities(velocities, highest):
-    velocities = np.asarray(velocities, np.float64)
+    try:
+        velocities = np.asarray(velocities, np.float64)
+    except (TypeError, ValueError):
+        return False
     return velocities.ndim == 1 and velocities.size > 0 and bool(((velocities >= 0) & (velocities <= highest)).all())

@@ -48,15 +48,15 @@ class FromGymnax(Foreign, Wrapper):
         with usual_promotion():
             return self.env.is_truncated(state, params)
 
-    def action_space(self, params):
+    def action_space(self, params=None):
         """gymnax's own."""
         with usual_promotion():
-            return self.env.action_space(params)
+            return self.env.action_space(self.default_params if params is None else params)
 
-    def observation_space(self, params):
+    def observation_space(self, params=None):
         """gymnax's own; some are narrower than what is observed."""
         with usual_promotion():
-            return self.env.observation_space(params)
+            return self.env.observation_space(self.default_params if params is None else params)
 
     def _as_promised(self, obs, params):
         space = self.env.observation_space(params)
