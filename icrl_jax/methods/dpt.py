@@ -120,6 +120,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         tokens_per_row=config.horizon + 1,
         data=partial(_dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
+        least_rows=config.model.least_rows,
     )
 
 

@@ -68,6 +68,7 @@ def supervised(
     tokens_per_row: int,
     data: Callable[[], Tree] | None = None,
     num_samples: int | None = None,
+    least_rows: int = 1,
 ) -> Method:
     """Builds a `Method` that draws rows, collects their batch inside the compiled update, and takes a gradient step.
 
@@ -82,6 +83,7 @@ def supervised(
       tokens_per_row: inputs of the model in one row, by which rows are gathered so that they fit a core's cache.
       data: builds the large constant arrays that all seeds share; the same at every call.
       num_samples: how many samples the data holds; None where every row is drawn afresh.
+      least_rows: how many rows the model wants together, whatever the cache holds (`ModelConfig.least_rows`).
     Raises:
       ValueError: `batch_size` outside 1 ..= num_samples; when training, not a multiple of the number of devices.
     """
@@ -96,7 +98,7 @@ def supervised(
     def loss_of_rows(shared, rows):
         params, data = shared
         batch = jax.vmap(collect, in_axes=(None, 0))(data, rows)
-        size = rows_at_once(rows.index.shape[0], tokens_per_row)
+        size = rows_at_once(rows.index.shape[0], tokens_per_row, least_rows)
         return _mean_over_groups(partial(_gradient, loss, params), (batch, rows.key), size)
 
     loss_and_gradient = mean_over_rows(loss_of_rows)
@@ -135,17 +137,16 @@ TOKENS_IN_CACHE = 1024
 """Inputs whose activations, forward and backward, stay in a core's cache at the widths that are trained on CPU."""
 
 
-def rows_at_once(num_rows: int, tokens_per_row: int) -> int:
+def rows_at_once(num_rows: int, tokens_per_row: int, least_rows: int = 1) -> int:
     """How many rows share one forward and backward pass on a device: all, but on CPU no more than its cache holds.
 
     There every pass over all rows reads and writes main memory; a few rows at a time is 1.7 times faster (DPT, width
-    64, 101 tokens). Divides `num_rows`.
+    64, 101 tokens). But `least_rows`, if there are so many, go together in any case. Divides `num_rows`.
     """
     if jax.default_backend() != "cpu":
         return num_rows
-    return max(
-        n for n in range(1, num_rows + 1) if num_rows % n == 0 and (n == 1 or n * tokens_per_row <= TOKENS_IN_CACHE)
-    )
+    fits = lambda n: n <= least_rows or n * tokens_per_row <= TOKENS_IN_CACHE
+    return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and fits(n))
 
 
 def _gradient(loss, params, batch_and_keys) -> tuple[Tree, dict]:

@@ -44,6 +44,11 @@ class GRUConfig:
         """How many inputs an output sees: all since the last reset."""
 
     @property
+    def least_rows(self) -> int:
+        """How many rows to train on at once: each step of the loop over time works on all, and costs little more."""
+        return 32
+
+    @property
     def compute_dtype(self) -> jnp.dtype:
         return precision(self.dtype)
 

@@ -115,6 +115,11 @@ class TransformerConfig:
         return lengths.get(self.positions)
 
     @property
+    def least_rows(self) -> int:
+        """How many rows to train on at once: one is enough."""
+        return 1
+
+    @property
     def compute_dtype(self) -> jnp.dtype:
         return precision(self.dtype)
 

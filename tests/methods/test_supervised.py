@@ -157,6 +157,7 @@ def test_the_gradient_over_groups_of_rows_is_that_of_the_whole_batch(monkeypatch
 def test_rows_are_gathered_by_what_a_core_caches_and_only_on_cpu(monkeypatch):
     assert [rows_at_once(64, tokens) for tokens in (1, 101, 501, 5000)] == [64, 8, 2, 1]
     assert rows_at_once(7, 200) == 1  # of the divisors 1 and 7
+    assert [rows_at_once(64, 501, least_rows=least) for least in (3, 32, 99)] == [2, 32, 64]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert rows_at_once(64, 5000) == 64
 
