@@ -107,7 +107,7 @@ def test_resets_equal_separate_sequences(name):
             np.testing.assert_allclose(y[:, first:end], apart[:, : end - first], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["learned", "relative", "apart"])
+@every_model
 def test_future_has_zero_gradient(name):
     """Nothing later, nothing before a reset, nothing older than the context of one layer times the layers."""
     model, reset_at = make_model(name), 6
@@ -264,7 +264,28 @@ def test_residual_variance_does_not_grow_with_depth():
     assert y.dtype == jnp.float32
 
 
-def test_gradients_match_finite_differences_in_float64():
+@every_model
+def test_gradients_match_finite_differences_in_float64(name):
+    """Of the weights, the inputs and the memory, along one direction."""
+    carry = used_carry(make_model(name))
+    floating = lambda z: jnp.issubdtype(z.dtype, jnp.floating)
+    with jax.enable_x64(True):
+        widen = lambda tree: jax.tree.map(lambda z: jnp.asarray(z, jnp.float64) if floating(z) else z, tree)
+        x, *begins = make_inputs()
+        args = widen((make_model(name, dtype="float64"), (carry.k, carry.v), x))
+
+        @jax.jit
+        def f(args):
+            model, (k, v), x = args
+            return jnp.sin(model(carry._replace(k=k, v=v), x, *begins)[1]).sum()
+
+        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
+        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
+        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
+
+
+def test_gradients_of_the_layers_match_finite_differences_in_float64():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         args = tuple(rng.normal(size=shape) for shape in ((2, 3, 7), (7, 5), (5,), (5,)))
