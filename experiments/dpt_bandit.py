@@ -6,6 +6,7 @@ make train PRESET=paper             the paper's setting, for one GPU: 10.31 agai
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from experiments import _bandits as bandits
 from icrl_envs import revealed
 from icrl_envs.bandits import BernoulliBandit
 from icrl_jax import agents
+from icrl_jax.core import Agent
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.methods.dpt import DPTConfig
 from icrl_jax.methods.supervised import OptimConfig
@@ -29,6 +31,8 @@ class Config(RunOptions):
     """Arms, A."""
     noise_sd: float = 0.3
     """Standard deviation of the reward noise in training."""
+    offline_rules: Literal["paper", "code"] = "paper"
+    """How the classics choose offline: as the paper writes, or as its code does."""
     dpt: DPTConfig = field(default_factory=DPTConfig)
     """The method."""
 
@@ -63,6 +67,17 @@ PRESETS = {
         ),
     ),
 }
+
+
+def offline_classics(num_arms: int, rules: Literal["paper", "code"]) -> dict[str, list[Agent]]:
+    """The paper leaves out arms that were never seen, and its LCB subtracts sqrt(1 / n); the code counts them as 0, and
+    subtracts 0.8 / sqrt(n)."""
+    code = rules == "code"
+    unseen = "zero" if code else "never"
+    return {
+        "empirical_mean": [agents.empirical_mean(num_arms, unseen)],
+        "lcb": [agents.lcb(num_arms, c=0.64 if code else 1.0, unseen=unseen)],
+    }
 
 
 def findings(trained: Trained) -> Findings:
@@ -101,8 +116,7 @@ def findings(trained: Trained) -> Findings:
     offline_players = {
         "dpt": bandits.trained_agents(trained, greedy=True),
         "thompson": [thompson(draws=100)],
-        "empirical_mean": [agents.empirical_mean(num_arms, unseen="never")],
-        "lcb": [agents.lcb(num_arms)],
+        **offline_classics(num_arms, config.offline_rules),
     }
     sources = {
         "offline_random": (mixture(env), evaluator, tasks),

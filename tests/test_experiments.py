@@ -4,13 +4,17 @@ import importlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+import icrl_envs
 from experiments import _bandits as bandits
+from experiments import dpt_bandit
 from icrl_jax import agents
-from icrl_jax.evaluate import evaluate
+from icrl_jax.core import Transition
+from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.report import read_results
 from icrl_jax.run.experiment import make_plan, run
 from icrl_jax.run.options import parse
@@ -26,6 +30,20 @@ def test_presets_build(name):
         plan = make_plan(EXPERIMENTS[name], config)
         assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
         assert plan.method_spec.options.num_updates >= 1000
+
+
+def test_offline_the_classics_follow_the_paper_or_its_code():
+    """After arm 0 paid -1 nine times and arm 1 -2 once; arm 2 was never seen."""
+    pulls = [(0, -1.0)] * 9 + [(1, -2.0)]
+    arms, rewards = (np.array(x) for x in zip(*pulls, strict=True))
+    one, no = np.ones((10, 1), np.float32), np.zeros(10, bool)
+    context = Transition(one, arms.astype(np.int32), rewards.astype(np.float32), one, no, no)
+    env = icrl_envs.make("gaussian_bandit", num_arms=3)
+    task = jax.tree.map(lambda x: jnp.asarray(x)[None], env.default_params.replace(means=jnp.arange(3.0)))
+    for rules, best in (("paper", 0), ("code", 2)):
+        for agent, *_ in dpt_bandit.offline_classics(3, rules).values():
+            lost = offline_suboptimality(agent, env, task, jax.tree.map(lambda x: x[None], context), jax.random.key(0))
+            assert lost[0, -1] == 2 - best
 
 
 @pytest.mark.parametrize("name", NAMES)
