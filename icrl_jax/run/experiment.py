@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -81,7 +82,9 @@ def guarded() -> Iterator[Console]:
     """Turns what the user can mend, and what a signal asks for, into a clear line and an exit status, no traceback."""
     console = Console(soft_wrap=True)
     try:
-        with signals.note_signals(console):
+        with signals.note_signals(console), warnings.catch_warnings():
+            # A full disk says so once, when the run itself cannot be written.
+            warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
             yield console
     except (OptionsError, folder.NotARunError, checkpoint.CheckpointError) as error:
         _stop(str(error), 2)
