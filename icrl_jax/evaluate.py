@@ -71,7 +71,7 @@ def evaluate(
     else:
         num_steps = size
     agent = Agent(*map(_as_pytree, agent)) if isinstance(agent, Agent) else _as_pytree(agent)
-    check_horizon(agent, num_steps)
+    check_horizon(agent, num_steps, num_steps // size if episodic else num_steps)
     return _evaluate(agent, env, env_params, key, num_steps, size, context)
 
 

@@ -260,6 +260,13 @@ def test_more_steps_than_learned_positions_are_refused(getkey):
         evaluate(in_context(policy), BANDIT, bandits(), getkey(), num_steps=6)
 
 
+def test_longer_episodes_than_the_table_are_refused(getkey):
+    model = TransformerConfig(8, 1, 2, context_len=99, positions="episodes", max_episode_len=1)
+    policy = Policy(model, EPISODIC.observation_space(), EPISODIC.action_space(), getkey())
+    with pytest.raises(ValueError, match="episode_steps=.* is more than max_episode_len=1"):
+        evaluate(in_context(policy), EPISODIC, EPISODIC.tasks(), getkey(), num_episodes=2)
+
+
 def random_contexts(tasks, num_steps):
     return run(uniform(BANDIT), BANDIT, tasks, jax.random.key(5), num_steps=num_steps).record.transition
 

@@ -25,17 +25,19 @@ def in_context(policy: Tree, greedy: bool = False) -> Agent:
     return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
 
 
-def check_horizon(agent: Tree, num_steps: int) -> None:
+def check_horizon(agent: Tree, num_steps: int, episode_steps: int) -> None:
     """Refuses rollouts longer than a model in the agent can number the inputs of.
 
     Raises:
-      ValueError: more steps than its learned positions; with positions="episodes" they number episodes, not rollouts.
+      ValueError: more steps than its learned positions or, with positions="episodes", more in an episode.
     """
     for policy in jax.tree.leaves(agent, is_leaf=lambda x: isinstance(x, Policy)):
         if isinstance(policy, Policy):
             config = policy.body.config
-            if isinstance(config, TransformerConfig) and config.positions == "learned":
-                config.check_horizon(num_steps * policy.embed.num_tokens, "num_steps")
+            if isinstance(config, TransformerConfig):
+                by_episode = config.positions == "episodes"
+                steps, option = (episode_steps, "episode_steps") if by_episode else (num_steps, "num_steps")
+                config.check_horizon(steps * policy.embed.num_tokens, option)
 
 
 def _init(policy, key: Array) -> Tree:

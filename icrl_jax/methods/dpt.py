@@ -68,6 +68,9 @@ class DPTConfig:
                 "so that the query and every transition stay in sight"
             )
 
+        if isinstance(self.model, TransformerConfig):
+            self.model.check_horizon(self.horizon + 1, "horizon + 1")
+
     def _source(self) -> str:
         return f"behaviour={self.behaviour!r}" if self.num_tasks else "num_tasks=None"
 

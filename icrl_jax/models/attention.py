@@ -134,7 +134,9 @@ def blocked_attention(
 
 def _blocked_forward(q_BTHK, k_BSHK, v_BSHK, start_BT, window):
     inputs = (q_BTHK * q_BTHK.shape[3] ** -0.5, *contained(k_BSHK, v_BSHK))
-    some_heads = _forward_tiles if _is_long(q_BTHK.shape[1]) else partial(_forward_blocks, window)
+    some_heads = (
+        _forward_tiles if _is_long(q_BTHK.shape[1], k_BSHK.shape[1], window) else partial(_forward_blocks, window)
+    )
     o_BTHK, log_z_BTH1 = _map_heads(some_heads, inputs, start_BT)
     return (o_BTHK, log_z_BTH1), (*inputs, start_BT, o_BTHK, log_z_BTH1)
 
@@ -192,7 +194,9 @@ def _blocked_backward(window, residuals, cotangents):
     log_z_BTH1 = jnp.where(jnp.isfinite(mean_dp_BTH1), log_z_BTH1, jnp.nan)
     q_BTHK, k_BSHK, do_BTHK, mean_dp_BTH1 = map(_finite_part, (q_BTHK, k_BSHK, do_BTHK, mean_dp_BTH1))
     inputs = (q_BTHK, k_BSHK, v_BSHK, do_BTHK, mean_dp_BTH1, log_z_BTH1)
-    some_heads = _backward_tiles if _is_long(q_BTHK.shape[1]) else partial(_backward_blocks, window)
+    some_heads = (
+        _backward_tiles if _is_long(q_BTHK.shape[1], k_BSHK.shape[1], window) else partial(_backward_blocks, window)
+    )
     return (*_map_heads(some_heads, inputs, start_BT), None)
 
 
@@ -314,8 +318,10 @@ def _visible(start_BT: Array, own_T: Array, key_S: Array) -> Array:
     return after_BTS <= (own_T[None] - start_BT).astype(jnp.uint32)[..., None]
 
 
-def _is_long(T: int) -> bool:
-    return T > _MOST_BLOCKS * _BLOCK_QUERIES
+def _is_long(T: int, S: int, window: int | None) -> bool:
+    """Whether blocks would be many, or what one of them may see too much for a cache."""
+    seen = S if window is None else min(S, window + _BLOCK_QUERIES)
+    return max(T, seen) > _MOST_BLOCKS * _BLOCK_QUERIES
 
 
 def _whole_tiles(x: Array, axis: int = -1) -> Array:

@@ -86,7 +86,7 @@ def feed_forward(config: Any, key: Array) -> "MoE | Mlp":
 def make_blocks(make: Callable[[Any, Array], Tree], config: Any, key: Array) -> tuple[Tree, Tree | None]:
     """A model's blocks, their weights stacked [L, ...]; the last one apart where it alone has experts."""
     keys = jax.random.split(key, config.num_layers)
-    if config.moe.expert_layers == "all" or not config.moe.has_experts:
+    if config.moe.expert_layers == "all" or not config.moe.has_experts or config.num_layers == 1:
         return jax.vmap(functools.partial(make, config))(keys), None
     dense = replace(config, moe=MoEConfig())
     return jax.vmap(functools.partial(make, dense))(keys[:-1]), make(config, keys[-1])

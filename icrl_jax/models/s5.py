@@ -49,8 +49,8 @@ class S5Config:
         norm: layer normalisation before each part of a block and at the end, after each block, or nowhere.
         mlp_ratio: F / D of a feed-forward part after each recurrence; 0 is none.
         dt_min, dt_max: range of the steps' lengths at the start of training, drawn log-uniformly.
-        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down on accelerators;
-            XLA undoes it on CPU.
+        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down; XLA on CPU
+            undoes it.
         dtype: of the projections; "auto" is bfloat16 on accelerators, float32 on CPU. The recurrence is float32.
         moe: experts in the place of the feed-forward parts; none by default.
     """

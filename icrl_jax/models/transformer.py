@@ -62,8 +62,8 @@ class TransformerConfig:
             that sees only itself, "token". Positions do not concern it.
         attend: "all" inputs of the context, or "episode": none of earlier episodes, as if each began with a reset.
         max_episode_len: rows of the table of positions="episodes", so no episode may be longer; None is `context_len`.
-        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down on accelerators;
-            XLA undoes it on CPU.
+        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down; XLA on CPU
+            undoes it.
         moe: experts in the place of the feed-forward parts; none by default.
     """
 

@@ -261,6 +261,16 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_of_one_block_is_all_of_them(name):
+    """No array is empty: checkpoints would refuse it."""
+    config = dataclasses.replace(
+        CONFIGS[name](dataclasses.replace(MIXTURES["token"], expert_layers="last")), num_layers=1
+    )
+    model = make_model(config, jax.random.key(0))
+    assert model.last is None and all(leaf.size for leaf in jax.tree.leaves(model))
+
+
 @pytest.mark.parametrize("layers", ["all", "last"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_matches_call_with_experts_in_the_blocks(name, layers):
