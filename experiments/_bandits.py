@@ -139,7 +139,7 @@ def regret_findings(
     sizes = sorted({round(size) for size in np.geomspace(1, trained.config.dpt.horizon, 25)})
     updates = [row["update"] for row in trained.metrics]
     loss, quick = (np.array([row[name] for row in trained.metrics]).T for name in ("loss", f"eval/{METRIC}"))
-    label = f"{look(reference).label}, all tasks"
+    label = f"{look(reference).label}, test tasks"
     goal = {"heldout_reference": float(total[reference].mean()), "heldout_reference_label": label}
     figures = [
         ("regret", report.regret_figure(drawn["regret"]), "Cumulative pseudo-regret on held-out tasks."),

@@ -1,6 +1,6 @@
 """DPT on Gaussian bandits: a transformer that explores and exploits in context (Lee et al. 2023, section 5).
 
-make train                          three and a half minutes on two cores; regret 1.10 times Thompson sampling's
+make train                          four minutes on two cores; regret 1.10 times Thompson sampling's
 make train PRESET=paper             the paper's setting, for one GPU: 10.31 against 9.20 after 500 steps
 """
 

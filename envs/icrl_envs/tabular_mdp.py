@@ -11,7 +11,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
 from icrl_envs.planning import plan
-from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, is_number, require, split_key
+from icrl_envs.task_family import NEVER, Split, TaskFamily, is_int, is_name, is_number, require, split_key
 
 RewardLaw = Literal["bernoulli", "gaussian"]
 Start = Literal["first", "uniform"]
@@ -76,9 +76,9 @@ class TabularMDP(TaskFamily):
         require(
             is_number(concentration) and concentration > 0, "concentration", concentration, "a finite number above 0"
         )
-        require(reward_law in get_args(RewardLaw), "reward_law", reward_law, "'bernoulli' or 'gaussian'")
+        require(is_name(reward_law, get_args(RewardLaw)), "reward_law", reward_law, "'bernoulli' or 'gaussian'")
         require(is_number(noise_sd, 0), "noise_sd", noise_sd, "a finite number of at least 0")
-        require(start in get_args(Start), "start", start, "'first' or 'uniform'")
+        require(is_name(start, get_args(Start)), "start", start, "'first' or 'uniform'")
         self.num_states = num_states
         self._num_actions = num_actions
         self.horizon = horizon

@@ -3,6 +3,7 @@
 import functools
 import math
 import numbers
+from collections.abc import Container
 from typing import Any, Literal, get_args
 
 import jax
@@ -126,6 +127,11 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     """Whether `value` is a finite real number in `low ..= high`, NumPy's too (a bool is not)."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and -math.inf < value < math.inf and low <= value <= high  # type: ignore[operator]
+
+
+def is_name(value: Any, allowed: Container[str]) -> bool:
+    """Whether `value` is one of some names; anything else than a string is none."""
+    return isinstance(value, str) and value in allowed
 
 
 def check_action(env: Environment, params: Any, action: Any) -> None:

@@ -548,6 +548,11 @@ def test_wrong_constructor_arguments_are_refused(name):
             assert str(error).startswith(f"{argument}=-7: must be ")
             refused.append(argument)
     assert refused or not arguments(cls)
+    given = inspect.signature(cls).bind_partial(**cls.presets.get(preset, {}))
+    given.apply_defaults()
+    for argument in (name for name, value in given.arguments.items() if isinstance(value, str)):
+        with pytest.raises(ValueError, match=f"^{argument}=array.*: must be "):
+            icrl_envs.make(name, preset, **{argument: np.zeros(3)})
 
 
 @pytest.mark.parametrize("name", icrl_envs.FAMILIES)

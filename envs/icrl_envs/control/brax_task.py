@@ -12,7 +12,7 @@ from gymnax.environments.environment import EnvState
 
 from icrl_envs.control.drawn_tasks import DrawnTasks
 from icrl_envs.foreign_code import quiet_brax, usual_promotion
-from icrl_envs.task_family import require
+from icrl_envs.task_family import is_name, require
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 
@@ -44,7 +44,7 @@ class BraxTask(DrawnTasks):
     rare_reset = True  # 7 to 40 % of the cost of a step, depending on body and backend
 
     def __init__(self, num_steps, backend, num_train, num_test, split_seed, published_test=None):
-        require(backend in BACKENDS, "backend", backend, f"one of {', '.join(map(repr, BACKENDS))}")
+        require(is_name(backend, BACKENDS), "backend", backend, f"one of {', '.join(map(repr, BACKENDS))}")
         self.backend = backend
         self.dt = float(self.brax.dt)
         super().__init__(num_steps, num_train, num_test, split_seed, published_test)

@@ -11,7 +11,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs import drawing
 from icrl_envs.control.drawn_tasks import DrawnTasks
-from icrl_envs.task_family import is_number, require
+from icrl_envs.task_family import is_name, is_number, require
 
 STEP = 0.1  # how far a full action moves the point along each axis
 VIEW = 1.5  # the picture shows -VIEW .. VIEW along both axes
@@ -71,7 +71,7 @@ class PointRobot(DrawnTasks):
         split_seed: int = 0,
         test_goals: Sequence[Sequence[float]] | None = None,
     ):
-        require(goals in ("square", "half_circle"), "goals", goals, "'square' or 'half_circle'")
+        require(is_name(goals, ("square", "half_circle")), "goals", goals, "'square' or 'half_circle'")
         require(is_number(start_range, 0), "start_range", start_range, "a finite number of at least 0")
         published = None if test_goals is None else {"goal": test_goals}
         fits = test_goals is None or (num_train is not None and _are_points(test_goals))

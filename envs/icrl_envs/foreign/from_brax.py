@@ -15,7 +15,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs.foreign.common import Foreign, like, strong
 from icrl_envs.foreign_code import quiet_brax, usual_promotion
-from icrl_envs.task_family import Split, is_int, require
+from icrl_envs.task_family import Split, is_int, is_name, require
 
 
 @struct.dataclass
@@ -150,6 +150,6 @@ def from_brax(
         require(not kwargs, "kwargs", kwargs, "empty where env is an environment, not a name")
         return FromBrax(env, sample_task, max_steps_in_episode)
     with quiet_brax() as envs:
-        require(env in envs._envs, "env", env, f"one of {', '.join(sorted(envs._envs))}")
+        require(is_name(env, envs._envs), "env", env, f"one of {', '.join(sorted(envs._envs))}")
         made = envs.get_environment(env, **kwargs)
     return FromBrax(made, sample_task, max_steps_in_episode)

@@ -9,7 +9,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 
 from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong
 from icrl_envs.foreign_code import usual_promotion
-from icrl_envs.task_family import NEVER, require
+from icrl_envs.task_family import NEVER, is_name, require
 from icrl_envs.wrappers import Wrapper
 
 IDS = ("Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1")
@@ -96,5 +96,5 @@ def from_craftax(env: str = "Craftax-Symbolic-v1", sample_task: SampleTask | Non
       ValueError: unknown id.
     """
     craftax = optional("craftax.craftax_env", "craftax")
-    require(env in IDS, "env", env, f"one of {', '.join(IDS)}")
+    require(is_name(env, IDS), "env", env, f"one of {', '.join(IDS)}")
     return FromCraftax(craftax.make_craftax_env_from_name(env, auto_reset=False), sample_task)

@@ -9,7 +9,7 @@ from gymnax.environments.environment import Environment
 
 from icrl_envs.foreign.common import Foreign, SampleTask, clipped, strong
 from icrl_envs.foreign_code import usual_promotion
-from icrl_envs.task_family import require
+from icrl_envs.task_family import is_name, require
 from icrl_envs.wrappers import Wrapper
 
 
@@ -80,6 +80,6 @@ def from_gymnax(env: str | Environment, sample_task: SampleTask | None = None, *
     if not isinstance(env, str):
         require(not kwargs, "kwargs", kwargs, "empty where env is an environment, not an id")
         return FromGymnax(env, sample_task)
-    require(env in gymnax.registered_envs, "env", env, f"one of {', '.join(gymnax.registered_envs)}")
+    require(is_name(env, gymnax.registered_envs), "env", env, f"one of {', '.join(gymnax.registered_envs)}")
     with usual_promotion():
         return FromGymnax(gymnax.make(env, **kwargs)[0], sample_task)

@@ -13,7 +13,7 @@ from gymnax.environments.environment import EnvParams, EnvState
 from icrl_envs.foreign.common import Foreign, SampleTask, clipped, like, optional, strong
 from icrl_envs.foreign.rulesets import Rulesets, make_rulesets
 from icrl_envs.foreign_code import usual_promotion
-from icrl_envs.task_family import Split, is_int, is_number, require, split_key
+from icrl_envs.task_family import Split, is_int, is_name, is_number, require, split_key
 
 PIXELS = 16
 
@@ -169,7 +169,7 @@ def from_xland(
     """
     xminigrid = optional("xminigrid", "envs")
     known = xminigrid.registered_environments()
-    require(env in known, "env", env, f"one of {', '.join(known)}")
+    require(is_name(env, known), "env", env, f"one of {', '.join(known)}")
     xland, params = xminigrid.make(env, **kwargs)
     if not hasattr(params, "ruleset"):
         given = {"rulesets": rulesets, "benchmark": benchmark, "num_rulesets": num_rulesets, "sample_task": sample_task}
@@ -181,7 +181,7 @@ def from_xland(
     require(fits, "train_fraction", train_fraction, "a number in (0, 1)")
     if benchmark is not None:
         known = xminigrid.registered_benchmarks()
-        require(benchmark in known, "benchmark", benchmark, f"one of {', '.join(known)}")
+        require(is_name(benchmark, known), "benchmark", benchmark, f"one of {', '.join(known)}")
         loaded = xminigrid.load_benchmark(benchmark)
         rulesets = Rulesets(loaded.goals, loaded.rules, loaded.init_tiles)
     elif rulesets is None:

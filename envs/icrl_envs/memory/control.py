@@ -13,7 +13,7 @@ from gymnax.environments.environment import EnvState
 
 from icrl_envs import drawing
 from icrl_envs.memory.episodes import MemoryTask, stream_key
-from icrl_envs.task_family import is_int, is_number, lazy_split, require
+from icrl_envs.task_family import is_int, is_name, is_number, lazy_split, require
 
 NOISE = {"easy": {"noise_sd": 0.1}, "medium": {"noise_sd": 0.2}, "hard": {"noise_sd": 0.3}}
 
@@ -62,7 +62,7 @@ class StatelessCartPole(StatelessControl):
 
     def __init__(self, num_steps: int = 200, observed: str = "positions", noise_sd: float = 0.0):
         super().__init__(num_steps, noise_sd)
-        require(observed in ("positions", "velocities"), "observed", observed, "'positions' or 'velocities'")
+        require(is_name(observed, ("positions", "velocities")), "observed", observed, "'positions' or 'velocities'")
         self.observed = observed
 
     def reset_env(self, key, params):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icrl_envs.drawing import BLACK, BLUE, PALETTE, RED, YELLOW
-from icrl_envs.task_family import is_int, require
+from icrl_envs.task_family import is_int, is_name, require
 
 DECK_SIZE = 52
 KINDS = {"colors": 2, "suits": 4, "ranks": 13}
@@ -20,7 +20,7 @@ def deck_size(num_decks: int) -> int:
 
 def num_kinds(deck_type: str, *allowed: str) -> int:
     """Number of kinds; refuses what is not `allowed`."""
-    require(deck_type in allowed, "deck_type", deck_type, f"one of {', '.join(map(repr, allowed))}")
+    require(is_name(deck_type, allowed), "deck_type", deck_type, f"one of {', '.join(map(repr, allowed))}")
     return KINDS[deck_type]
 
 
