@@ -25,9 +25,11 @@ def in_context(policy: Tree, greedy: bool = False) -> Agent:
     return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
 
 
-def check_horizon(agent: Tree, num_steps: int, episode_steps: int) -> None:
+def check_horizon(agent: Tree, num_steps: int, episode_steps: int, option: str = "num_steps") -> None:
     """Refuses rollouts longer than a model in the agent can number the inputs of.
 
+    Args:
+      option: what the error calls `num_steps`.
     Raises:
       ValueError: more steps than its learned positions or, with positions="episodes", more in an episode.
     """
@@ -36,8 +38,8 @@ def check_horizon(agent: Tree, num_steps: int, episode_steps: int) -> None:
             config = policy.body.config
             if isinstance(config, TransformerConfig):
                 by_episode = config.positions == "episodes"
-                steps, option = (episode_steps, "episode_steps") if by_episode else (num_steps, "num_steps")
-                config.check_horizon(steps * policy.embed.num_tokens, option)
+                steps, what = (episode_steps, "episode_steps") if by_episode else (num_steps, option)
+                config.check_horizon(steps * policy.embed.num_tokens, what)
 
 
 def _init(policy, key: Array) -> Tree:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from icrl_jax.agents.in_context import check_horizon
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, partial, select
 from icrl_jax.rollout import plain, replay
 
@@ -25,10 +26,12 @@ def prompted(agent: Agent, context: Transition | None = None, online: bool = Tru
       context: transitions of one task, [N, ...], in the order they happened; N may be 0.
       online: whether the agent goes on learning.
     Raises:
-      ValueError: the fields of the context differ in length.
+      ValueError: the fields of the context differ in length, or the agent's model cannot number so many inputs.
     """
-    if context is None or _length(context) == 0:
+    length = 0 if context is None else _length(context)
+    if length == 0:
         return agent if online else Agent(agent.init, partial(_act_unprompted, agent))
+    check_horizon(agent, length + 1, 1, "transitions of the context + 1")
     context = jax.tree.map(jnp.asarray, context)
     last = plain(jax.tree.map(lambda x: x[-1], context))
     if online:

@@ -162,6 +162,7 @@ def _mean_over_groups(function: Callable[[Tree], Tree], rows: Tree, size: int) -
     num_groups = jax.tree.leaves(groups)[0].shape[0]
     if num_groups == 1:
         return function(rows)
+    function = jax.jit(function)  # so that its shapes and the loop share one trace
     zero = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, jax.tree.map(lambda x: x[0], groups))
     )

@@ -9,7 +9,10 @@ from two_episodes import TwoEpisodes, on_host, scout, spied
 
 import icrl_envs
 from icrl_jax.agents import prompted, thompson_gaussian, ucb, uniform
+from icrl_jax.agents.in_context import in_context
 from icrl_jax.core import TimeStep
+from icrl_jax.models.policy import Policy
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import Trial, replay, rollout, start
 
 A, N, T = 5, 13, 17
@@ -140,3 +143,11 @@ def test_an_episodic_context_shows_its_final_observation():
 def test_a_ragged_context_is_refused(context):
     with pytest.raises(ValueError, match=rf"lengths \[{N - 1}, {N}\]"):
         prompted(AGENT, context._replace(feedback=context.feedback[1:]))
+
+
+def test_context_that_the_models_positions_cannot_number_is_refused(context, getkey):
+    config = TransformerConfig(width=8, num_layers=1, num_heads=1, context_len=N, positions="learned")
+    policy = Policy(config, ENV.observation_space(), ENV.action_space(), getkey())
+    prompted(in_context(policy), jax.tree.map(lambda x: x[1:], context))
+    with pytest.raises(ValueError, match=f"transitions of the context \\+ 1={N + 1} is more than context_len={N}"):
+        prompted(in_context(policy), context)
