@@ -8,8 +8,8 @@ Axes: B rows, T time, D width, H heads, G heads of keys and values, K head width
 L layers, R waves (sines and cosines of a distance).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import jax
@@ -167,6 +167,13 @@ class Branches(NamedTuple):
     v: tuple[Array, ...]  # L arrays [B * n, G, depth, K]
 
 
+class Rotation(NamedTuple):
+    """By which angle each pair of features is turned, float32 [B or 1, T, 1, K / 2]."""
+
+    cos: Array
+    sin: Array
+
+
 Cache = TypeVar("Cache", Memory, Branches)
 
 
@@ -297,7 +304,6 @@ class Transformer(nnx.Module):
             return self._scan_step(carry, x_BTD, reset_BT, episode_BT)
         cfg = self.config
         B, T, _ = x_BTD.shape
-        C = cfg.context_len
         index = jnp.int32(0) if carry is None else carry.index
         length_B = jnp.zeros(B, jnp.int32) if carry is None else carry.length
 
@@ -307,32 +313,15 @@ class Transformer(nnx.Module):
         position_BT = time_T[None] - start_BT
         before = self._first_place(B) if carry is None else carry.place
         place = None if before is None else _places(before, reset_BT, begins_BT)
-        past = 0 if carry is None else C  # how many keys precede the first input
-        index_S = index - past + jnp.arange(past + T, dtype=jnp.int32)
-        x, turn = self._embed(x_BTD, position_BT, place, index_S[past:][None])
+        x, turn = self._embed(x_BTD, position_BT, place, index + time_T[None])
 
-        def run(block: Block, sink: SinkKV, x: Array, memory: tuple[Array, Array] | None, key: Array | None) -> tuple:
-            q, k, v = block.heads(x)
-            far = None
-            if cfg.positions == "relative":
-                q, far = block.distance_queries(q)
-            sink_scores = _sink_scores(q, sink)
-            q, k = turn(q), turn(k)
-            if memory is not None:
-                k, v = (
-                    jnp.concatenate([_in_order(old, index), new], 1) for old, new in zip(memory, (k, v), strict=True)
-                )
-            seen = (q, k) if far is None else _with_distances(q, far, k, index_S)
-            x, aux = block.merge(x, attention(*seen, v, start_BT + past, C, sink_scores), key)
-            k, v = contained(k, v)
-            return x, _ring(k, index + T, C), _ring(v, index + T, C), aux
-
+        run = partial(_run_block, cfg)
         run = jax.checkpoint(run) if cfg.remat else run
         keys, values, aux = [], [], {}
         for layer, sink in enumerate(self._sinks()):
             memory = None if carry is None else (carry.k[layer], carry.v[layer])
             key_layer = None if key is None else jax.random.fold_in(key, layer)
-            x, k, v, block_aux = run(self._block(layer), sink, x, memory, key_layer)
+            x, k, v, block_aux = run(self._block(layer), sink, x, Span(index, start_BT, turn), memory, key_layer)
             aux = {name: aux.get(name, 0.0) + value / cfg.num_layers for name, value in block_aux.items()}
             keys.append(k)
             values.append(v)
@@ -370,21 +359,11 @@ class Transformer(nnx.Module):
         x, turn = self._embed(x_BND, position_B1, place, index[None, None])
         keys, values = list(carry.k), list(carry.v)
         for layer, sink in enumerate(self._sinks()):
-            block, distances = self._block(layer), None
-            q, k, v = block.heads(x)
-            if cfg.positions == "relative":
-                q, far = block.distance_queries(q)
-                distances = [_distance_scores(far, age, cfg.head_width) for age in (jnp.zeros_like(slot)[None], *ages)]
-            sink_scores = _sink_scores(q, sink)
-            q, k = turn(q), turn(k)
-            if commit:
-                new_k, new_v = contained(k, v)
-                keys[layer] = _write(keys[layer], _heads_first(new_k), slot)
-                values[layer] = _write(values[layer], _heads_first(new_v), slot)
-            caches = [(keys[layer], values[layer])]
-            if isinstance(carry, Branches):
-                caches = [(ring.k[layer], ring.v[layer]), *caches]
-            x, _ = block.merge(x, _recall(q, k, v, caches, visible, distances, sink_scores))
+            past = (ring.k[layer], ring.v[layer]) if isinstance(carry, Branches) else None
+            caches = past, (keys[layer], values[layer])
+            x, (keys[layer], values[layer]) = _next_block(
+                cfg, commit, self._block(layer), sink, x, Slots(slot, ages, visible, turn), caches
+            )
         return self.norm(widened(x)), tuple(keys), tuple(values)
 
     def _block(self, layer: int) -> Block:
@@ -415,18 +394,92 @@ class Transformer(nnx.Module):
 
     def _embed(
         self, x_BTD: Array, position_BT: Array, place: Place | None, index_1T: Array
-    ) -> tuple[Array, Callable[[Array], Array]]:
-        """Inputs in the compute dtype with what is added to them, and what is done to queries and keys."""
+    ) -> tuple[Array, Rotation | None]:
+        """Inputs in the compute dtype with what is added to them, and how queries and keys are turned."""
         cfg = self.config
         x_BTD = x_BTD.astype(cfg.compute_dtype)
         if cfg.table_rows is not None:
             row_BT = position_BT if place is None else place.step
             x_BTD = x_BTD + jnp.take(self.table[...], row_BT, axis=0, mode="clip").astype(x_BTD.dtype)
         if place is not None:
-            return x_BTD, _rotary(place.episode, cfg.head_width)
-        if cfg.positions == "rotary":
-            return x_BTD, _rotary(index_1T, cfg.head_width)
-        return x_BTD, lambda heads: heads
+            return x_BTD, _rotation(place.episode, cfg.head_width)
+        return x_BTD, _rotation(index_1T, cfg.head_width) if cfg.positions == "rotary" else None
+
+
+class Span(NamedTuple):
+    """Which inputs `__call__` is given: the same for all blocks."""
+
+    index: Array  # int32 []: inputs before the first
+    start: Array  # int32 [B, T]: where the sequence of each began, counted from the first
+    turn: Rotation | None
+
+
+class Slots(NamedTuple):
+    """What `step` finds in the caches: the same for all blocks."""
+
+    slot: Array  # int32 []: of the cache that is written
+    ages: list[Array]  # int32 [C] of each cache: how many inputs ago a slot was written
+    visible: list[Array]  # bool [B, C] of each cache
+    turn: Rotation | None
+
+
+# Blocks are functions of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.
+@partial(jax.jit, static_argnums=0)
+def _run_block(
+    config: TransformerConfig,
+    block: Block,
+    sink: SinkKV,
+    x_BTD: Array,
+    span: Span,
+    memory: tuple[Array, Array] | None,
+    key: Array | None,
+) -> tuple[Array, Array, Array, Aux]:
+    """One block over whole sequences that follow a memory: its outputs, its new memory and its losses."""
+    T, C = x_BTD.shape[1], config.context_len
+    past = 0 if memory is None else C  # how many keys precede the first input
+    q, k, v = block.heads(x_BTD)
+    far = None
+    if config.positions == "relative":
+        q, far = block.distance_queries(q)
+    sink_scores = _sink_scores(q, sink)
+    q, k = _turned(q, span.turn), _turned(k, span.turn)
+    if memory is not None:
+        k, v = (jnp.concatenate([_in_order(old, span.index), new], 1) for old, new in zip(memory, (k, v), strict=True))
+    seen = q, k
+    if far is not None:
+        seen = _with_distances(q, far, k, span.index - past + jnp.arange(past + T, dtype=jnp.int32))
+    x_BTD, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, sink_scores), key)
+    k, v = contained(k, v)
+    return x_BTD, _ring(k, span.index + T, C), _ring(v, span.index + T, C), aux
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _next_block(
+    config: TransformerConfig,
+    commit: bool,
+    block: Block,
+    sink: SinkKV,
+    x_BND: Array,
+    slots: Slots,
+    caches: tuple[tuple[Array, Array] | None, tuple[Array, Array]],
+) -> tuple[Array, tuple[Array, Array]]:
+    """One block for N alternative next inputs a row, and the last cache, with the (only) input written if `commit`."""
+    past, (keys, values) = caches
+    q, k, v = block.heads(x_BND)
+    distances = None
+    if config.positions == "relative":
+        q, far = block.distance_queries(q)
+        ages = jnp.zeros(1, jnp.int32), *slots.ages
+        distances = [_distance_scores(far, age, config.head_width) for age in ages]
+    sink_scores = _sink_scores(q, sink)
+    q, k = _turned(q, slots.turn), _turned(k, slots.turn)
+    if commit:
+        new_k, new_v = contained(k, v)
+        keys = _write(keys, _heads_first(new_k), slots.slot)
+        values = _write(values, _heads_first(new_v), slots.slot)
+    seen = [(keys, values)] if past is None else [past, (keys, values)]
+    x_BND, _ = block.merge(x_BND, _recall(q, k, v, seen, slots.visible, distances, sink_scores))
+    return x_BND, (keys, values)
 
 
 def _last_true(flag_BT: Array, before_B: Array) -> Array:
@@ -458,13 +511,13 @@ def _sink_scores(q_BTHK: Array, sink: SinkKV) -> Sink | None:
 def _waves(index_S: Array, dtype: jnp.dtype) -> Array:
     """Cosines and sines of each index, [S, R]."""
     still = (jnp.arange(_NUM_WAVES) < _NUM_WAVES // 2).astype(jnp.float32)[None, None, None]
-    return _rotary(index_S[None], _NUM_WAVES)(still)[0, :, 0].astype(dtype)
+    return _turned(still, _rotation(index_S[None], _NUM_WAVES))[0, :, 0].astype(dtype)
 
 
 def _with_distances(q_BTHK: Array, far_BTHR: Array, k_BSGK: Array, index_S: Array) -> tuple[Array, Array]:
     """Queries and keys whose products are those of contents plus those of distances: attention as usual."""
     T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    far_BTHR = _rotary(index_S[None, -T:], _NUM_WAVES)(far_BTHR)
+    far_BTHR = _turned(far_BTHR, _rotation(index_S[None, -T:], _NUM_WAVES))
     waves_BSGR = jnp.broadcast_to(_waves(index_S, k_BSGK.dtype)[None, :, None], (*k_BSGK.shape[:3], _NUM_WAVES))
     # Attention divides by the root of the width that it is given.
     q = jnp.concatenate([q_BTHK, far_BTHR], axis=-1) * ((K + _NUM_WAVES) / K) ** 0.5
@@ -568,8 +621,8 @@ def _heads_first(x: Array) -> Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _rotary(index_BT: Array, K: int) -> Callable[[Array], Array]:
-    """Turns each pair of features of [B, T, H, K] by an angle proportional to the input's index, [B, T] or [1, T].
+def _rotation(index_BT: Array, K: int) -> Rotation:
+    """Angles proportional to the inputs' indices, [B, T] or [1, T], one for each pair of K features.
 
     Turns are counted in units of 2^-32, in wrapping integers, so an endless rollout loses no precision.
 
@@ -580,10 +633,13 @@ def _rotary(index_BT: Array, K: int) -> Callable[[Array], Array]:
     speed = jnp.round(10_000.0 ** (-2 * pairs / K) * (2**32 / (2 * jnp.pi))).astype(jnp.uint32)
     turns = index_BT.astype(jnp.uint32)[..., None] * speed[None, None]
     angle = (turns.astype(jnp.float32) * (2 * jnp.pi / 2**32))[:, :, None]
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
 
-    def rotate(x_BTHK: Array) -> Array:
-        a, b = jnp.split(widened(x_BTHK), 2, axis=-1)
-        cos, sin = jnp.cos(angle).astype(a.dtype), jnp.sin(angle).astype(a.dtype)
-        return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)
 
-    return rotate
+def _turned(x_BTHK: Array, turn: Rotation | None) -> Array:
+    """Each pair of features turned by its angle."""
+    if turn is None:
+        return x_BTHK
+    a, b = jnp.split(widened(x_BTHK), 2, axis=-1)
+    cos, sin = turn.cos.astype(a.dtype), turn.sin.astype(a.dtype)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from icrl_jax.models.layers import layer_norm, linear
+from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.transformer import Transformer, TransformerConfig
 
 B, D, C, T = 7, 12, 5, 13
@@ -237,6 +238,18 @@ def test_grouped_heads_equal_full_ones_of_repeated_weights():
     (carry, y), (_, expected) = (call(model, None, *make_inputs()) for model in (grouped, full))
     np.testing.assert_allclose(y, expected, atol=1e-5)
     assert carry.k[0].shape == (B, 2, C, 3)
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_blocks_are_lowered_once_for_all_layers(experts):
+    """But for the last, where it alone has experts."""
+    moe = MoEConfig(num_experts=experts, expert_layers="last")
+    model = Transformer(dataclasses.replace(BASE, num_layers=4, moe=moe), jax.random.key(0))
+    carry, (x, *begins) = model.init_carry(B), make_inputs()
+    acting = jax.jit(Transformer.step).lower(model, carry, x[:, 0], begins[0][:, 0]).as_text()
+    for program, name in (call.lower(model, carry, x, *begins).as_text(), "_run_block"), (acting, "_next_block"):
+        assert program.count(f"call @{name}") == 4
+        assert program.count(f"func.func private @{name}") == (2 if experts else 1)
 
 
 def test_remat_changes_neither_values_nor_gradients():
