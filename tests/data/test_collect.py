@@ -1,6 +1,7 @@
 """Collected histories are what the source did, and take the memory that was foretold."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -113,6 +114,13 @@ def test_what_does_not_fit_is_refused_with_advice(getkey):
     with pytest.raises(ValueError, match=advice):
         collect_histories(*arguments, max_bytes=0.4 * needed)
     assert collect_histories(*arguments[:4], 1, max_bytes=0.4 * needed).shape[2] == STEPS
+
+
+def test_what_the_device_reports_is_the_limit_if_none_is_given(monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**20})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    with pytest.raises(ValueError, match=r"^max_bytes=1.0 MiB: must be"):
+        collect_histories(source(ROOM), ROOM, ROOM.tasks("test"), jax.random.key(0), 10**6)
 
 
 @pytest.mark.parametrize(
