@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from icrl_jax.agents import thompson_gaussian, uniform
+from icrl_jax.agents import as_learner, thompson_gaussian, uniform
+from icrl_jax.data.collect import collect_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.methods.dpt import dpt
 from icrl_jax.parallel import check_rows, over_rows, pad_rows
@@ -34,6 +35,9 @@ def numbers() -> dict[str, np.ndarray]:
     found["online"] = jax.jit(online)(agent, KEYS[0])
     found["offline"] = jax.jit(offline)(agent, KEYS[1])
     found["thompson"] = jax.jit(online)(thompson_gaussian(3), KEYS[0])
+    learner = as_learner(thompson_gaussian(3), tiny.BANDIT, 3, T)
+    histories = collect_histories(learner, tiny.BANDIT, tasks(), KEYS[0], 2)
+    found |= {f"history {name}": x for name, x in histories.transitions._asdict().items()}
     return jax.device_get(found)
 
 

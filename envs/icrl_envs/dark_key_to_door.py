@@ -133,6 +133,7 @@ class DarkKeyToDoor(Grid):
         require_one_of("pairs", pairs, ("all", "apart"))
         self.permuted = permuted
         self.terminate_on_door = terminate_on_door
+        self.terminates = terminate_on_door
         self.rare_reset = not terminate_on_door
         self.pairs = pairs
         super().__init__(**grid)

@@ -99,6 +99,7 @@ class DarkRoom(Grid):
         require_one_of("reward", reward, ("dense", "sparse"))
         require_one_of("terminate_on_goal", terminate_on_goal, (False, True))
         self.terminate_on_goal = terminate_on_goal
+        self.terminates = terminate_on_goal
         self.rare_reset = not terminate_on_goal
         self.pays_once = reward == "sparse" or terminate_on_goal
         super().__init__(**grid)

@@ -60,6 +60,8 @@ class TabularMDP(TaskFamily):
       start: "first" or "uniform".
     """
 
+    terminates = False
+
     def __init__(
         self,
         num_states: int = 10,

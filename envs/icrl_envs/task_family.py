@@ -47,6 +47,9 @@ class TaskFamily(Environment):
     episodic: Any = True
     """False for one never-ending episode, whose horizon is the number of steps of the rollout."""
 
+    terminates: Any = True
+    """False where no episode ends before its time limit, so that all of them are equally long."""
+
     rare_reset: Any = False
     """True where a reset is dear and the episodes of a batch mostly end together: `step` then computes resets only when
     one has ended. gymnax's own computes, at every step, the reset of every task."""

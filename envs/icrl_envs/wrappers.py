@@ -38,6 +38,7 @@ class Wrapper(TaskFamily):
     default_params = _inner("default_params")
     num_actions = _inner("num_actions")
     episodic = _inner("episodic")
+    terminates = _inner("terminates")
     rare_reset = _inner("rare_reset")
     sample_task = _inner("sample_task")
     tasks = _inner("tasks")

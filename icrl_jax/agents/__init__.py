@@ -3,18 +3,24 @@
 from icrl_jax.agents.index import empirical_mean, lcb, ucb, ucb1
 from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
+from icrl_jax.agents.noise_curriculum import noise_curriculum
 from icrl_jax.agents.oracle import oracle
 from icrl_jax.agents.prompted import prompted
+from icrl_jax.agents.q_learning import q_learning
+from icrl_jax.agents.sources import as_learner
 from icrl_jax.agents.thompson import thompson_beta, thompson_gaussian
 from icrl_jax.agents.uniform import uniform
 
 __all__ = [
+    "as_learner",
     "empirical_mean",
     "lcb",
     "learner",
     "linucb",
+    "noise_curriculum",
     "oracle",
     "prompted",
+    "q_learning",
     "thompson_beta",
     "thompson_gaussian",
     "thompson_linear",

@@ -21,3 +21,12 @@ def as_timesteps(context: Transition, query_obs: Tree) -> TimeStep:
 def shuffled(context: Transition, key: Array) -> Transition:
     """The same transitions in a random order."""
     return jax.tree.map(lambda x: x[jax.random.permutation(key, x.shape[0])], context)
+
+
+def timesteps_of(transitions: Transition) -> TimeStep:
+    """The inputs on which an agent took these actions [T, ...], having begun at the first with an empty memory.
+
+    Where an episode ended, `prev` shows its last observation and `obs` the first of the next one.
+    """
+    prev = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]), transitions)
+    return TimeStep(transitions.obs, prev, jnp.zeros(prev.feedback.shape[0], bool).at[0].set(True))

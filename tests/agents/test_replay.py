@@ -15,8 +15,10 @@ from icrl_jax.agents import (
     empirical_mean,
     lcb,
     linucb,
+    noise_curriculum,
     oracle,
     prompted,
+    q_learning,
     thompson_beta,
     thompson_gaussian,
     thompson_linear,
@@ -32,6 +34,8 @@ A, N, T = 5, 3, 23
 GAUSSIAN = icrl_envs.make("gaussian_bandit", num_arms=A)
 BERNOULLI = icrl_envs.make("bernoulli_bandit", num_arms=A)
 LINEAR = icrl_envs.make("linear_bandit", num_arms=7, dim=3)
+MDP = icrl_envs.make("tabular_mdp", num_states=5, num_actions=3, horizon=7)
+ROOM = icrl_envs.make("dark_room_hard", "ad_eps", size=3, horizon=5)
 COPIES = icrl_envs.copies(GAUSSIAN, 2)
 DPT = dpt(GAUSSIAN, tiny.dpt_config())  # untrained; its cache of 8 is overwritten twice
 
@@ -40,6 +44,9 @@ AGENTS = {
     "empirical_mean": (empirical_mean(A), GAUSSIAN),
     "lcb": (lcb(A), GAUSSIAN),
     "linucb": (linucb(LINEAR.features), LINEAR),
+    "noise_curriculum": (noise_curriculum(thompson_gaussian(A), GAUSSIAN, T), GAUSSIAN),
+    "q_learning": (q_learning(MDP, decay_steps=T), MDP),
+    "q_learning_of_copies": (q_learning(ROOM, decay_steps=T), icrl_envs.copies(ROOM, 2)),
     "thompson_beta": (thompson_beta(A), BERNOULLI),
     "thompson_gaussian": (thompson_gaussian(A), GAUSSIAN),
     "thompson_of_many_draws": (thompson_gaussian(A, draws=7), GAUSSIAN),
@@ -115,7 +122,8 @@ def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name,
     agent, env = AGENTS[name]
     carries = anothers_history(agent, env, getkey(), jax.random.split(getkey(), 2))
     chex.assert_trees_all_equal(*carries)
-    learned = carries[0].length - 1 if name == "dpt" else carries[0].counts.sum()  # the first input of DPT is its query
+    carry = carries[0].memory if name == "noise_curriculum" else carries[0]
+    learned = carry.length - 1 if name == "dpt" else carry.counts.sum()  # the first input of DPT is its query
     assert learned == T - 1
 
 

@@ -297,6 +297,12 @@ def test_truncation_is_the_time_limit_and_nothing_else(case):
         assert not done.any()
 
 
+def test_what_says_that_it_never_terminates_does_not(case):
+    if case.env.terminates:
+        pytest.skip("may terminate")
+    assert not walk(case)[0].terminated.any() and not episodes(case, True, False).terminated.any()
+
+
 def test_the_time_limit_terminates_nothing(case):
     """With another limit, what is `terminated` stays so, until an episode has ended."""
     if not case.env.episodic or (drawn(case.env)["train"].max_steps_in_episode <= SHORT).any():

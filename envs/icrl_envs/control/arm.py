@@ -76,6 +76,8 @@ class Arm(DrawnTasks):
         "icprl": {"num_steps": 100, "obs_size": 18, "num_train": 45, "num_test": 5},
     }
 
+    terminates = False
+
     def __init__(
         self,
         num_steps: int = 100,

@@ -51,6 +51,8 @@ class PointRobot(DrawnTasks):
       test_goals: the goals to test on, in place of `num_test` drawn ones; needs `num_train`.
     """
 
+    terminates = False
+
     presets = {
         "t2mir": {
             "num_steps": 20,

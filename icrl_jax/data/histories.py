@@ -1,0 +1,168 @@
+"""Learning histories on the device, and what to take of them: whole episodes, never single steps."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from icrl_envs.task_family import is_int, require
+from icrl_jax.core import Array, Transition, Tree
+
+NOBODY = -1
+
+
+class Form(NamedTuple):
+    """What is known of histories before they are made; static under jit."""
+
+    dtypes: tuple[str, ...]  # of the leaves of a transition, before they were narrowed
+    episode_steps: int  # H: no episode is longer
+    terminates: bool  # whether some are shorter
+    least_steps: int  # every stream holds at least so many
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Histories:
+    """What N streams did while a source algorithm learned each of M tasks, in the order they did it.
+
+    Episodes follow one another without a gap; the last one of a stream may be unfinished. Where streams differ in
+    length, zeros fill them up. Integers take as few bytes as their space allows; `of_stream` gives them back.
+    """
+
+    transitions: Transition  # [M, N, T, ...]; `next_obs` is None where it was not kept
+    update: Array  # unsigned [M, N, T]: which call of the source's `learn` made the step, counted from 0
+    steps: Array  # int32 [M, N]: steps that a stream holds, at most T
+    env_params: Tree  # [M, ...]: the tasks
+    form: Form = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """M, N and T."""
+        return self.update.shape  # type: ignore[return-value]
+
+
+def of_stream(histories: Histories, task: Array, stream: Array, first: Array, length: int) -> Transition:
+    """Reads `length` steps of one stream from `first` on, with the types that the agent saw, [length, ...]."""
+
+    def read(x, dtype):
+        origin = [task, stream, first] + [0] * (x.ndim - 3)
+        return jax.lax.dynamic_slice(x, origin, (1, 1, length, *x.shape[3:]))[0, 0].astype(dtype)
+
+    leaves, treedef = jax.tree.flatten(histories.transitions)
+    return treedef.unflatten(map(read, leaves, histories.form.dtypes))
+
+
+def episode_returns(histories: Histories) -> Array:
+    """Sums the feedback of each episode, float32 [M, N, E]; nan where a stream has no such episode or did not end it.
+
+    E is as many episodes as T steps may hold: T / H where none ends early, else T.
+    """
+    T = histories.shape[2]
+    num_episodes = T if histories.form.terminates else T // histories.form.episode_steps
+
+    def one(transitions: Transition) -> Array:
+        done = (transitions.terminated | transitions.truncated).astype(jnp.int32)
+        returns = jax.ops.segment_sum(transitions.feedback, jnp.cumsum(done) - done, num_segments=num_episodes)
+        return jnp.where(jnp.arange(num_episodes) < jnp.sum(done), returns, jnp.nan)
+
+    return jax.vmap(jax.vmap(one))(histories.transitions)
+
+
+def every_kth_episode(histories: Histories, k: int) -> Histories:
+    """Keeps the first episode in k of every stream, so that what is left learns k times as fast (Laskin et al. 2022).
+
+    These are episodes 0, k, 2k, ... where all are equally long. Where they are not, they are dealt as `Deal` says: one
+    in k of every part of a stream all the same, but a k-th of its steps too, whatever happens.
+
+    Raises:
+      ValueError: k below 1, a single never-ending episode, or fewer than k of them.
+    """
+    return _dealt(histories, k, 1)
+
+
+def stride_episodes(histories: Histories, k: int) -> Histories:
+    """Deals the episodes of every stream to k streams, so that a window of one spans k times as much learning.
+
+    Stream n k + p of the result holds the episodes p, p + k, p + 2k, ... of stream n where all are equally long; where
+    they are not, see `Deal`. Nothing is lost.
+
+    Returns:
+      Histories [M, N k, about T / k].
+    Raises:
+      ValueError: as `every_kth_episode`.
+    """
+    return _dealt(histories, k, k)
+
+
+class Deal(NamedTuple):
+    """Episodes dealt like cards: each goes to the hand that holds the fewest steps so far, the first of several.
+
+    With episodes of one length that is in turn. In any case, hands never differ by more than the longest episode, which
+    bounds what each will hold before anything has happened.
+    """
+
+    held: Array  # int32 [k]: steps in each hand
+    hand: Array  # int32 []: who gets the next step
+
+
+def first_deal(k: int) -> Deal:
+    """Before the first step."""
+    return Deal(jnp.zeros(k, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def deal(before: Deal, done: Array) -> tuple[Deal, Array]:
+    """Deals the next steps of a stream, whose episodes end where `done` (bool [T]): to whom each goes, int32 [T]."""
+
+    def step(before: Deal, done):
+        held = before.held.at[before.hand].add(1)
+        after = jnp.where(done, jnp.argmin(held).astype(jnp.int32), before.hand)
+        return Deal(held, after), before.hand
+
+    return jax.lax.scan(step, before, done)
+
+
+def room(form: Form, num_steps: int, k: int, hands: int) -> tuple[int, int]:
+    """How many steps the first of k hands may hold of `num_steps`, and each of the first `hands` at least.
+
+    Raises:
+      ValueError: see `every_kth_episode`.
+    """
+    H, least = form.episode_steps, form.least_steps
+    require(is_int(k, 1), "k", k, "an integer of at least 1")
+    if k == 1:
+        return num_steps, least
+    allowed = f"at most the number of episodes: {least} steps hold {least // H} of {H}"
+    require(k <= least // H, "k", k, allowed)
+    if form.terminates:
+        # A hand gets an episode while it holds no more than a k-th. Hands differ by no more than an episode.
+        return min(num_steps, (num_steps - H) // k + H), max(0, math.ceil((least - (k - 1) * H) / k))
+    held = lambda steps, hand: steps // (k * H) * H + min(max(steps % (k * H) - hand * H, 0), H)
+    return held(num_steps, 0), held(least, hands - 1)
+
+
+def _dealt(histories: Histories, k: int, hands: int) -> Histories:
+    """The first `hands` of k hands."""
+    M, N, T = histories.shape
+    most, least = room(histories.form, T, k, hands)
+    if k == 1:
+        return histories
+
+    def one(stream: tuple[Transition, Array], steps: Array) -> tuple[Tree, Array]:
+        done = stream[0].terminated | stream[0].truncated
+        _, owner = deal(first_deal(k), done)
+        owner = jnp.where(jnp.arange(T) < steps, owner, NOBODY)
+
+        def of_hand(hand):
+            held = jnp.cumsum(owner == hand)
+            index = jnp.searchsorted(held, jnp.arange(1, most + 1))  # of its j-th step; T where it has none
+            return jax.tree.map(lambda x: x.at[index].get(mode="fill", fill_value=0), stream), held[-1]
+
+        return jax.vmap(of_hand)(jnp.arange(hands))
+
+    stream = histories.transitions, histories.update
+    dealt, steps = jax.vmap(jax.vmap(one))(stream, histories.steps)
+    transitions, update = jax.tree.map(lambda x: x.reshape(M, N * hands, *x.shape[3:]), dealt)
+    form = histories.form._replace(least_steps=least)
+    return replace(histories, transitions=transitions, update=update, steps=steps.reshape(M, N * hands), form=form)

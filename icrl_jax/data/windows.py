@@ -1,0 +1,52 @@
+"""Windows of histories: what a sequence model reads of them, and what it is to predict."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from icrl_envs.task_family import is_int, require
+from icrl_jax.core import Array, TimeStep, Transition
+from icrl_jax.data.contexts import timesteps_of
+from icrl_jax.data.histories import Histories, of_stream
+
+
+class Window(NamedTuple):
+    """A stretch of one stream in one task, [L, ...]. Every position is there to be predicted."""
+
+    timesteps: (
+        TimeStep  # what an agent would have been given that began to act, with an empty memory, at the first step
+    )
+    transitions: Transition  # what was then done, and what came of it: `action` is the target of AD
+
+
+def sample_window(histories: Histories, key: Array, length: int, weights: Array | None = None) -> Window:
+    """Draws `length` steps in a row of one stream, over the ends of episodes (Laskin et al. 2022, AD).
+
+    All tasks are as likely, and so are all windows of a stream. A window of `stride_episodes(histories, k)` holds one
+    episode in k, and may so span all that was learned.
+
+    Args:
+      length: L.
+      weights: float32 [M, N], at least 0 and not all 0 in a task: the streams of a task in proportion to them; by
+        default all alike (see `filters`).
+    Raises:
+      ValueError: a length below 1 or above what every stream is sure to hold.
+    """
+    M, N, _ = histories.shape
+    allowed = f"an integer in 1 ..= {histories.form.least_steps}, which every stream holds"
+    require(is_int(length, 1, histories.form.least_steps), "length", length, allowed)
+    key_task, key_stream, key_first = jax.random.split(key, 3)
+    task = jax.random.randint(key_task, (), 0, M)
+    if weights is None:
+        stream = jax.random.randint(key_stream, (), 0, N)
+    else:
+        stream = jax.random.categorical(key_stream, jnp.log(weights[task].astype(jnp.float32)))
+    first = jax.random.randint(key_first, (), 0, histories.steps[task, stream] - length + 1)
+    return window(histories, task, stream, first, length)
+
+
+def window(histories: Histories, task: Array, stream: Array, first: Array, length: int) -> Window:
+    """The `length` steps of one stream from `first` on; the stream has to hold them."""
+    transitions = of_stream(histories, task, stream, first, length)
+    return Window(timesteps_of(transitions), transitions)
