@@ -1,4 +1,4 @@
-"""The five types every part of the library is written against.
+"""The six types every part of the library is written against.
 
 Everything that acts is an `Agent`; everything that is trained is a `Method`.
 Axis letters, here and everywhere: B rows (one task each), T time in context, D model width, A actions, S seeds.
@@ -63,6 +63,13 @@ class Method(NamedTuple):
     init: Callable[..., TrainState]  # (key, hparams=None) -> TrainState; hparams is a dict of traced float32 []
     update: Callable[[TrainState, Array], tuple[TrainState, dict]]  # (train_state, key) -> (train_state, log)
     agent: Callable[..., Agent]  # (params, context=None, online=True, greedy=None) -> Agent
+
+
+class Learner(NamedTuple):
+    """A source algorithm: it learns one task by acting in it, and hands out what it did. `jax.vmap` over tasks."""
+
+    init: Callable  # (key, env_params) -> state
+    learn: Callable  # (state, key) -> (state, Record [T, N, ...]): T steps of N streams that share one learner
 
 
 SEED_AXES = TrainState(params=0, opt_state=0, extra=0, data=None, step=None)  # type: ignore[arg-type]

@@ -61,8 +61,10 @@ class MLP(Recurrent):
     def __init__(self, config: MLPConfig, key: Array):
         D, L = config.width, config.num_layers
         self.config = config
-        self.maps = nnx.List(fan_in(k, (D, D), D) for k in jax.random.split(key, L)[1:])
-        self.biases = nnx.List(nnx.Param(jnp.zeros(D)) for _ in range(L))
+        key_maps, key_biases = jax.random.split(key)
+        self.maps = nnx.List(fan_in(k, (D, D), D) for k in jax.random.split(key_maps, L)[1:])
+        # Not zero, or an input of zeros would say nothing, and heads that start at zero would learn nothing from it.
+        self.biases = nnx.List(fan_in(k, (D,), D) for k in jax.random.split(key_biases, L))
 
     def init_carry(self, batch: int) -> tuple[()]:
         """Nothing."""

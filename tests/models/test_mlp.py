@@ -18,10 +18,7 @@ RESET = jax.random.bernoulli(KEYS[1], 0.2, (B, T))
 
 
 def make(**options):
-    model = make_model(MLPConfig(width=D, **options), jax.random.key(0))
-    for i, bias in enumerate(model.biases):
-        bias[...] = jnp.linspace(-0.3, 0.4, D) - 0.2 * i  # which are zero at the start
-    return model
+    return make_model(MLPConfig(width=D, **options), jax.random.key(0))
 
 
 MODEL = make()
@@ -37,6 +34,10 @@ def test_it_is_biases_activations_and_maps(activation):
         y = np.asarray(act(y + np.asarray(bias[...])))
     assert len(model.biases) == 3 and len(model.maps) == 2
     np.testing.assert_allclose(call(model, None, X, RESET)[1], y, atol=1e-5)
+
+
+def test_an_input_of_zeros_says_something():
+    assert jnp.abs(call(MODEL, None, jnp.zeros((1, 1, D)), RESET[:1, :1])[1]).min() > 0
 
 
 def test_step_matches_call():
