@@ -180,6 +180,7 @@ def test_an_epoch_visits_every_row_once_and_streams_whole(model, minibatches):
     """If nothing is learned, the mean over minibatches is that of the whole round, and every ratio is one."""
     one, many = config(model, normalise=False), config(model, normalise=False, num_minibatches=minibatches)
     state = without_learning(begin(one, jax.random.key(6)))
+    state, _, _ = round_(one, state, jax.random.key(5))  # now there are memories
     after, _, log = round_(one, state, jax.random.key(6))
     after_many, _, log_many = round_(many, state, jax.random.key(6))
     for name in ("policy_loss", "value_loss", "entropy"):

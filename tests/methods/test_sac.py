@@ -169,6 +169,22 @@ def test_gradient_steps_are_counted_from_where_random_actions_end(rounds):
     assert steps_of_adam(go_on(twice, begin(twice, jax.random.key(0)), jax.random.key(1))[0]) == [3 * (T - 4)]
 
 
+def test_every_step_and_round_draws_anew(monkeypatch):
+    """What is drawn is written down as digits."""
+
+    def scribe(config, learned, buffer, seen, rate, key):
+        weights, *others = learned
+        digit = jax.random.randint(key, (), 0, 10).astype(jnp.float32)
+        return weights._replace(log_alpha=10 * weights.log_alpha + digit), *others
+
+    monkeypatch.setitem(sac_learner.__globals__, "improve", scribe)
+    config = dataclasses.replace(SMALL, random_steps=0, num_steps=3, alpha=1.0)
+    state, _ = go_on(config, begin(config, jax.random.key(0)), jax.random.key(1))
+    state, _ = go_on(config, state, jax.random.key(2))
+    digits = f"{int(state.params.log_alpha):06d}"
+    assert len(set(digits[:3])) > 1 and len(set(digits[3:])) > 1 and digits[:3] != digits[3:]
+
+
 def test_the_first_actions_are_uniform():
     config = dataclasses.replace(SMALL, num_streams=101, buffer_size=101, random_steps=101 * T)
     state = begin(config, jax.random.key(3))
