@@ -18,7 +18,7 @@ import optax
 from gymnax.environments.environment import Environment
 
 from icrl_envs import TaskFamily
-from icrl_envs.task_family import any_of_batch
+from icrl_envs.task_family import NEVER, any_of_batch
 from icrl_jax.agents import prompted
 from icrl_jax.agents.in_context import empty_memory, in_context, stack_memories, step_one
 from icrl_jax.core import Agent, Array, Learner, Method, TimeStep, TrainState, Transition, Tree, partial
@@ -30,6 +30,7 @@ from icrl_jax.models.heads import ActionHeadConfig, ValueHeadConfig
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.layers import check_choices, check_sizes
 from icrl_jax.models.mlp import MLPConfig
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import Record, RolloutState, Trial, rollout, start
 
 HEAD, VALUE = ActionHeadConfig(scale=0.01), ValueHeadConfig()
@@ -125,6 +126,7 @@ def a2c(**options: Any) -> PPOConfig:
 
 def ppo_learner(env: Environment, config: PPOConfig) -> Learner:
     """PPO as a source algorithm: all streams are in the one task that `init` is given, which never changes."""
+    _check_positions(env, config, None)
 
     def init(key: Array, env_params: Any) -> TrainState:
         tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_streams, *jnp.shape(x))), env_params)
@@ -141,10 +143,11 @@ def ppo(env: TaskFamily, config: PPOConfig) -> Method:
     """PPO of one policy on many train tasks, N at a time; a stream meets the next one where its trial ends.
 
     Raises:
-      ValueError: trials that would never end.
+      ValueError: trials that would never end, or that are longer than the model can number.
     """
     if not env.episodic and config.trial_steps is None and config.trial_episodes is not None:
         raise ValueError(f"trial_steps=None: must be given with env={env.name}, whose only episode never ends")
+    _check_positions(env, config, config.trial)
 
     def init(key: Array, hparams: dict | None = None) -> TrainState:
         key_tasks, key_begin = jax.random.split(key)
@@ -180,6 +183,18 @@ def _act(params, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Tre
     choice = prediction.sample(key)
     info = {"choice": choice, "log_prob": prediction.log_prob(choice), "value": value.mean()}
     return carry, prediction.decode(choice), info
+
+
+def _check_positions(env, config: PPOConfig, trial: Trial | None) -> None:
+    """Refuses sequences longer than a table of learned positions."""
+    if not isinstance(config.model, TransformerConfig):
+        return
+    with jax.ensure_compile_time_eval():
+        episode = int(env.default_params.max_steps_in_episode)
+    limits = () if trial is None else (trial.steps, trial.episodes and trial.episodes * episode)
+    longest = min((limit for limit in limits if limit is not None), default=NEVER)
+    steps = min(episode, longest) if config.model.positions == "episodes" else longest
+    config.model.check_horizon(steps * config.embedding.num_tokens, "inputs until the memory forgets")
 
 
 def _begin(env, config: PPOConfig, tasks: Tree, key: Array, hparams: dict | None = None) -> TrainState:

@@ -11,6 +11,7 @@ from probes import BEST, KINDS, Aim, AimParams, Probes
 from two_episodes import NUM_ACTIONS, TwoEpisodes, on_host
 
 import icrl_envs
+from icrl_jax import checkpoint
 from icrl_jax.agents import uniform
 from icrl_jax.core import TimeStep
 from icrl_jax.methods.ppo import PPOConfig, _begin, a2c, loss, play, play_and_learn, ppo, ppo_learner
@@ -21,7 +22,7 @@ from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import rollout, start
-from icrl_jax.train import Schedule, train
+from icrl_jax.train import Schedule, abstract_seeds, fit, train
 
 ENV = TwoEpisodes()  # terminates where the secret is found, else truncates after three steps
 N, T = 5, 11
@@ -302,6 +303,15 @@ def test_probes_are_learned(which, kind, obs, value, action):
         assert probs[action] > 0.9
 
 
+def test_a_run_that_was_saved_goes_on_as_if_nothing_was(tmp_path):
+    method, keys = ppo(ENV, config("gru", num_steps=3)), jax.random.split(jax.random.key(0), 2)
+    keep = lambda done, log, state: checkpoint.save(tmp_path, done, state) if done == 1 else None
+    whole = fit(keys, method, Schedule(2, 2), callbacks=[keep])
+    restored = checkpoint.restore(tmp_path, abstract_seeds(method, 2)).state
+    resumed = fit(keys, method, Schedule(2, 2), first=1, state=restored)
+    chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(resumed))
+
+
 def test_vmap_over_tasks_and_seeds_equals_one_by_one():
     keys = jax.random.split(jax.random.key(1), 3)
     tasks = jax.tree.map(lambda x: x[jnp.array([3, 3, 4])], PROBES.tasks())  # two seeds of one task, and another
@@ -387,3 +397,14 @@ def test_trials_that_never_end_are_refused():
     with pytest.raises(ValueError, match="trial_steps=None: must be given with env=GaussianBandit"):
         ppo(bandit, config(trial_episodes=1))
     ppo(bandit, config(trial_steps=7))
+
+
+def test_sequences_that_the_model_cannot_number_are_refused():
+    learned = functools.partial(TransformerConfig, width=6, num_layers=1, num_heads=1)
+    ppo(ENV, config(model=learned(context_len=6)))  # two episodes of three steps
+    with pytest.raises(ValueError, match="inputs until the memory forgets=6 is more than context_len=5"):
+        ppo(ENV, config(model=learned(context_len=5)))
+    ppo(ENV, config(model=learned(context_len=5), trial_steps=5))
+    with pytest.raises(ValueError, match="is more than context_len=6"):
+        ppo_learner(ENV, config(model=learned(context_len=6)))
+    ppo_learner(ENV, config(model=learned(context_len=6, width=8, num_heads=2, positions="episodes")))
