@@ -4,7 +4,7 @@ import icrl_envs, icrl_jax
 agent, env = icrl_jax.load("runs/dpt_bandit/latest")[:2]
 """
 
-from icrl_jax.core import Agent, Method, TimeStep, TrainState, Transition
+from icrl_jax.core import Agent, Learner, Method, TimeStep, TrainState, Transition
 from icrl_jax.evaluate import Evaluation, evaluate
 from icrl_jax.report import compare
 from icrl_jax.rollout import Record, RolloutState, Trial, replay, rollout, start
@@ -14,6 +14,7 @@ from icrl_jax.train import Schedule, fit, train
 __all__ = [
     "Agent",
     "Evaluation",
+    "Learner",
     "Method",
     "Record",
     "RolloutState",

@@ -68,13 +68,11 @@ class Method(NamedTuple):
 class Learner(NamedTuple):
     """A source algorithm: it learns one task by acting in it, and hands out what it did. `jax.vmap` over tasks.
 
-    Both fields are `partial`s over module-level functions; T and N are fixed by how the learner was built.
+    Both fields are `partial`s, so that a learner is a pytree; T and N are fixed by how the learner was built.
     """
 
     init: Callable[[Array, Tree], Tree]  # (key, env_params) -> state
-    learn: Callable[
-        [Tree, Array], tuple[Tree, Any]
-    ]  # (state, key) -> (state, Record [T, N, ...]): N streams, 1 learner
+    learn: Callable[[Tree, Array], tuple[Tree, Any]]  # (state, key) -> (state, Record [T, N, ...])
 
 
 SEED_AXES = TrainState(params=0, opt_state=0, extra=0, data=None, step=None)  # type: ignore[arg-type]

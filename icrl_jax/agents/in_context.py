@@ -43,32 +43,43 @@ def check_horizon(agent: Tree, num_steps: int, episode_steps: int, option: str =
 
 
 def _init(policy, key: Array) -> Tree:
-    return _one(policy.body.init_carry(1))
+    return empty_memory(policy.body)
 
 
 def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
-    carry, prediction = _step(policy, carry, timestep)
+    carry, prediction = step_one(policy, carry, timestep)
     return _decide(carry, prediction, prediction.sample(key))
 
 
 def _act_greedy(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
-    carry, prediction = _step(policy, carry, timestep)
+    carry, prediction = step_one(policy, carry, timestep)
     return _decide(carry, prediction, prediction.mode())
 
 
-def _step(policy, carry, timestep):
-    carry, prediction = policy.step(_rows(carry), jax.tree.map(lambda x: x[None], timestep))
+def empty_memory(body: Tree) -> Tree:
+    """The carry of a sequence model in one task, without the axis of its single row.
+
+    Under vmap that axis would keep XLA from writing the cache in place. What has no axes, like the count of inputs, is
+    shared by all rows.
+    """
+    return _one(body.init_carry(1))
+
+
+def step_one(policy: Tree, carry: Tree, timestep: TimeStep) -> tuple[Tree, Tree]:
+    """`policy.step` in one task, for a carry from `empty_memory`."""
+    rows = jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
+    carry, prediction = policy.step(rows, jax.tree.map(lambda x: x[None], timestep))
     return _one(carry), jax.tree.map(lambda x: x[0], prediction)
 
 
+def stack_memories(body: Tree, carries: Tree) -> Tree:
+    """The carry [N, ...] of a whole batch, from the carries of N tasks that were vmapped and began together."""
+    batch = jax.eval_shape(lambda: body.init_carry(1))
+    return jax.tree.map(lambda rows, many: many if rows.ndim else many[0], batch, carries)
+
+
 def _one(carry: Tree) -> Tree:
-    """Without the axis of its single row: under vmap it would keep XLA from writing the cache in place."""
     return jax.tree.map(lambda x: x[0] if x.ndim else x, carry)
-
-
-def _rows(carry: Tree) -> Tree:
-    """With it; what has no axes, like the count of inputs, is shared by all rows."""
-    return jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
 
 
 def _decide(carry, prediction, choice):

@@ -21,22 +21,26 @@ class OptimConfig:
     """Peak learning rate."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Cosine decay to zero after the warm-up, or constant."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Cosine or linear decay to zero after the warm-up, or constant."""
     warmup: float = 0.05
     """Share of the updates over which the learning rate rises from zero."""
     beta2: float = 0.99
     """Decay of Adam's second moment (0.999 is the usual default; short runs want less)."""
     clip: float | None = 1.0
     """Largest global norm of the gradient; None leaves it."""
+    eps: float = 1e-8
+    """Added to the root of Adam's second moment (PPO's is usually 1e-5)."""
 
     def __post_init__(self):
         check_hparams({"learning_rate": self.learning_rate})
         _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "a number of at least 0")
-        _require(self.schedule in ("cosine", "constant"), "schedule", self.schedule, "'cosine' or 'constant'")
+        schedules = "'cosine', 'linear' or 'constant'"
+        _require(self.schedule in ("cosine", "linear", "constant"), "schedule", self.schedule, schedules)
         _require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
         _require(0 < self.beta2 < 1, "beta2", self.beta2, "in (0, 1)")
         _require(self.clip is None or self.clip > 0, "clip", self.clip, "None or a number above 0")
+        _require(0 < self.eps < float("inf"), "eps", self.eps, "a finite number above 0")
 
 
 def check_hparams(hparams: Mapping[str, float]) -> None:
@@ -90,10 +94,7 @@ def supervised(
     _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     if num_samples is not None:
         _require(batch_size <= num_samples, "batch_size", batch_size, f"at most the number of samples, {num_samples}")
-    schedule = make_schedule(optim, num_updates)
-    # Unit learning rate: the traced one, and its schedule, multiply the update.
-    adamw = optax.adamw(1.0, b2=optim.beta2, weight_decay=optim.weight_decay)
-    tx = adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+    schedule, tx = make_schedule(optim, num_updates), make_optimiser(optim)
 
     def loss_of_rows(shared, rows):
         params, data = shared
@@ -121,9 +122,8 @@ def supervised(
         rows = Row(index, jax.random.split(key, batch_size))
         gradient, log = loss_and_gradient((state.params, state.data), rows)
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
-            updates, opt_state = tx.update(gradient, state.opt_state, state.params)
             rate = extra["hparams"]["learning_rate"] * schedule(state.step)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        params, opt_state = descend(tx, rate, gradient, state.opt_state, state.params)
         log |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return TrainState(params, opt_state, extra, state.data, state.step + 1), log
 
@@ -171,14 +171,30 @@ def _mean_over_groups(function: Callable[[Tree], Tree], rows: Tree, size: int) -
     return jax.tree.map(lambda x: x / num_groups, total)
 
 
+def make_optimiser(optim: OptimConfig) -> optax.GradientTransformation:
+    """AdamW of unit learning rate, after clipping: `descend` multiplies by the rate, which is traced."""
+    adamw = optax.adamw(1.0, b2=optim.beta2, eps=optim.eps, weight_decay=optim.weight_decay)
+    return adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+
+
+def descend(
+    tx: optax.GradientTransformation, rate: Array, gradient: Tree, opt_state: Tree, params: Tree
+) -> tuple[Tree, Tree]:
+    """One step of an optimiser of unit learning rate: (params, opt_state)."""
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+        updates, opt_state = tx.update(gradient, opt_state, params)
+    return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state
+
+
 def make_schedule(optim: OptimConfig, num_updates: int) -> optax.Schedule:
-    """The factor on the learning rate at each update: linear warm-up to 1, then constant or a cosine to 0."""
+    """The factor on the learning rate at each update: linear warm-up to 1, then constant or a decay to 0."""
     warmup = round(optim.warmup * num_updates)
-    tail = (
-        optax.constant_schedule(1.0)
-        if optim.schedule == "constant"
-        else optax.cosine_decay_schedule(1.0, max(1, num_updates - warmup))
-    )
+    decay_steps = max(1, num_updates - warmup)
+    tail = {
+        "constant": optax.constant_schedule(1.0),
+        "cosine": optax.cosine_decay_schedule(1.0, decay_steps),
+        "linear": optax.linear_schedule(1.0, 0.0, decay_steps),
+    }[optim.schedule]
     rise = optax.linear_schedule(1.0 / max(1, warmup), 1.0, max(1, warmup - 1))
     return optax.join_schedules([rise, tail], [warmup])
 

@@ -3,12 +3,18 @@
 from jax import Array
 
 from icrl_jax.models.gru import GRU, GRUConfig
+from icrl_jax.models.mlp import MLP, MLPConfig
 from icrl_jax.models.s5 import S5, S5Config
 from icrl_jax.models.transformer import Transformer, TransformerConfig
 
-ModelConfig = TransformerConfig | S5Config | GRUConfig
+ModelConfig = TransformerConfig | S5Config | GRUConfig | MLPConfig
 
-KINDS = {"transformer": (TransformerConfig, Transformer), "s5": (S5Config, S5), "gru": (GRUConfig, GRU)}
+KINDS = {
+    "transformer": (TransformerConfig, Transformer),
+    "s5": (S5Config, S5),
+    "gru": (GRUConfig, GRU),
+    "mlp": (MLPConfig, MLP),
+}
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -16,7 +22,7 @@ def kind_of(config: ModelConfig) -> str:
     return next(name for name, (cls, _) in KINDS.items() if type(config) is cls)
 
 
-def make_model(config: ModelConfig, key: Array) -> Transformer | S5 | GRU:
+def make_model(config: ModelConfig, key: Array) -> Transformer | S5 | GRU | MLP:
     """The sequence model of a config, with fresh weights."""
     return KINDS[kind_of(config)][1](config, key)
 

@@ -45,18 +45,27 @@ class Policy(nnx.Module):
 
         `key` is for what is drawn in training only. The dict holds what a method adds to its loss.
         """
-        x, reset, episode = interleave(self.embed(timesteps), timesteps.reset, _begins(timesteps))
-        carry, y, aux = self.body(carry, x, reset, episode, key)
-        return carry, self.head(by_step(y, self.embed.num_tokens)[:, :, -1]), aux
+        carry, y_BTD, aux = self.read(carry, timesteps, key)
+        return carry, self.head(y_BTD), aux
 
     def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Prediction]:
         """Reads one input [B, ...]; the prediction is [B, ...]."""
+        carry, y_BD = self.read_step(carry, timestep)
+        return carry, self.head(y_BD)
+
+    def read(self, carry: Tree, timesteps: TimeStep, key: Array | None = None) -> tuple[Tree, Array, dict[str, Array]]:
+        """`__call__` up to the head: what the model says after each input [B, T, D], for other heads to read."""
+        x, reset, episode = interleave(self.embed(timesteps), timesteps.reset, _begins(timesteps))
+        carry, y, aux = self.body(carry, x, reset, episode, key)
+        return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
+
+    def read_step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
+        """`step` up to the head, [B, D]."""
         x_BND, reset, episode = self.embed(timestep), timestep.reset, _begins(timestep)
         for n in range(self.embed.num_tokens - 1):
             carry, _ = self.body.step(carry, x_BND[:, n], reset, episode)
             reset = episode = jnp.zeros_like(reset)
-        carry, y_BD = self.body.step(carry, x_BND[:, -1], reset, episode)
-        return carry, self.head(y_BD)
+        return self.body.step(carry, x_BND[:, -1], reset, episode)
 
 
 def _begins(timestep: TimeStep) -> Array:

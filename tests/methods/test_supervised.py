@@ -97,6 +97,12 @@ def test_the_constant_schedule_stays_at_its_peak():
     np.testing.assert_allclose(rates(OptimConfig(warmup=0.0), 4)[:3:2], [1.0, 0.5], rtol=1e-6)
 
 
+def test_the_linear_schedule_at_hand_computed_points():
+    got = rates(OptimConfig(warmup=0.2, schedule="linear"), 10)  # 2 updates up, 8 down
+    np.testing.assert_allclose(got, [0.5, 1.0, *np.arange(8, 0, -1) / 8], rtol=1e-6)
+    np.testing.assert_allclose(rates(OptimConfig(warmup=0.0, schedule="linear"), 4), [1.0, 0.75, 0.5, 0.25])
+
+
 def test_the_first_update_is_adamw_by_hand():
     """Adam's first step is the sign of the gradient; decay pulls towards zero; the schedule multiplies both."""
     optim = OptimConfig(learning_rate=0.1, weight_decay=0.3, warmup=0.5, clip=None)  # 6 of 12 updates up: 1/6
@@ -169,10 +175,11 @@ def test_rows_are_gathered_by_what_a_core_caches_and_only_on_cpu(monkeypatch):
         ({"learning_rate": math.inf}, r"learning_rate=inf"),
         ({"learning_rate": math.nan}, r"learning_rate=nan"),
         ({"weight_decay": -0.1}, r"weight_decay=-0.1: must be a number of at least 0"),
-        ({"schedule": "linear"}, r"schedule='linear': must be 'cosine' or 'constant'"),
+        ({"schedule": "steps"}, r"schedule='steps': must be 'cosine', 'linear' or 'constant'"),
         ({"warmup": 1.0}, r"warmup=1.0: must be in \[0, 1\)"),
         ({"beta2": 1.0}, r"beta2=1.0: must be in \(0, 1\)"),
         ({"clip": 0.0}, r"clip=0.0: must be None or a number above 0"),
+        ({"eps": 0.0}, r"eps=0.0: must be a finite number above 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

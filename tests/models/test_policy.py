@@ -13,6 +13,7 @@ from icrl_jax.agents.in_context import in_context
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.heads import ActionHeadConfig, Categorical
+from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
@@ -33,6 +34,10 @@ CASES = {
     "a token each, continuous": (
         *("point_robot", S5Config(WIDTH, 2, state_size=6), EmbeddingConfig("modality", ("action", "obs"))),
         ActionHeadConfig(sd="state"),
+    ),
+    "the current observation only, continuous": (
+        *("point_robot", MLPConfig(WIDTH, 2), EmbeddingConfig(inputs=("obs",))),
+        ActionHeadConfig(),
     ),
     "one token, bins": (
         *("point_robot", TransformerConfig(WIDTH, 1, 2, context_len=T), EmbeddingConfig(hidden=7)),

@@ -1,0 +1,346 @@
+"""PPO, and A2C as its simplest case: act with the policy, then take clipped gradient steps on what that brought.
+
+One round is N streams of T steps by one policy, the next T of N rollouts that never end, and the update on them. It
+is both a source algorithm, `ppo_learner`, whose streams share one task, and a method, `ppo`, whose streams meet many.
+With a model that remembers, `ppo` is RL^2: the memory outlives episodes until a trial ends.
+
+Schulman, Wolski, Dhariwal, Radford, Klimov, *Proximal Policy Optimization Algorithms*, 2017,
+https://arxiv.org/abs/1707.06347; Mnih et al., *Asynchronous Methods for Deep Reinforcement Learning*, ICML 2016,
+https://arxiv.org/abs/1602.01783 (A2C); Duan et al., *RL^2*, 2016, https://arxiv.org/abs/1611.02779.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from gymnax.environments.environment import Environment
+
+from icrl_envs import TaskFamily
+from icrl_envs.task_family import NEVER, any_of_batch
+from icrl_jax.agents import prompted
+from icrl_jax.agents.in_context import empty_memory, in_context, stack_memories, step_one
+from icrl_jax.core import Agent, Array, Learner, Method, TimeStep, TrainState, Transition, Tree, partial
+from icrl_jax.methods.returns import gae
+from icrl_jax.methods.supervised import OptimConfig, descend, make_optimiser, make_schedule
+from icrl_jax.models.actor_critic import ActorCritic
+from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.heads import ActionHeadConfig, ValueHeadConfig
+from icrl_jax.models.kinds import ModelConfig
+from icrl_jax.models.layers import check_choices, check_sizes
+from icrl_jax.models.mlp import MLPConfig
+from icrl_jax.models.transformer import TransformerConfig
+from icrl_jax.rollout import Record, RolloutState, Trial, rollout, start
+
+HEAD, VALUE = ActionHeadConfig(scale=0.01), ValueHeadConfig()
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """What PPO learns from, and with."""
+
+    model: ModelConfig = field(default_factory=MLPConfig)
+    embedding: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(inputs=("obs",), integers="tables"))
+    """What the model sees of a time step; by default the current observation only."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            learning_rate=1e-3, weight_decay=0.0, schedule="constant", warmup=0.0, beta2=0.999, clip=0.5, eps=1e-5
+        )
+    )
+    """Its schedule goes by rounds."""
+    num_updates: int = 50
+    """Rounds."""
+    num_streams: int = 100
+    """N, rollouts that share the policy."""
+    num_steps: int = 20
+    """T, steps of each stream in a round."""
+    num_epochs: int = 4
+    """How often a round is gone through."""
+    num_minibatches: int = 20
+    """Gradient steps in an epoch: on whole streams, or, where the model has no memory, on steps of any stream."""
+    clip_ratio: float | None = 0.2
+    """How far the probability of an action may move in a round, as a share of it; None lets it move."""
+    discount: float = 0.99
+    """gamma."""
+    trace: float = 0.95
+    """lambda of the advantages."""
+    returns: Literal["episode", "trial"] = "episode"
+    """What returns sum up: the rest of the episode, or, as RL^2 has it, of the trial."""
+    normalise: bool = True
+    """Shifts and scales advantages to mean 0 and deviation 1 in each minibatch."""
+    entropy_weight: float = 0.01
+    """Of the policy's entropy, a bonus."""
+    value_weight: float = 0.5
+    """Of half the squared error of the values."""
+    trial_episodes: int | None = 1
+    """Episodes after which a stream of `ppo` meets another task and forgets; with `trial_steps` None too, never."""
+    trial_steps: int | None = None
+    """Steps after which it does."""
+
+    def __post_init__(self):
+        check_sizes(self, "num_updates", "num_streams", "num_steps", "num_epochs", "num_minibatches")
+        check_sizes(self, *(x for x in ("trial_episodes", "trial_steps") if getattr(self, x) is not None))
+        check_choices(self, returns=Literal["episode", "trial"])
+        for name in ("discount", "trace"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be in [0, 1]")
+        for name in ("entropy_weight", "value_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be finite and at least 0")
+        if self.clip_ratio is not None and not 0 < self.clip_ratio < float("inf"):
+            raise ValueError(f"clip_ratio={self.clip_ratio!r} must be None or finite and above 0")
+        if self.num_rows % self.num_minibatches:
+            what = "num_streams" if self.has_memory else "num_streams * num_steps"
+            raise ValueError(f"num_minibatches={self.num_minibatches} must divide {what}={self.num_rows}")
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the model sees more than its current input."""
+        return not isinstance(self.model, MLPConfig)
+
+    @property
+    def num_rows(self) -> int:
+        """What minibatches are made of: streams, or where there is no memory single steps."""
+        return self.num_streams if self.has_memory else self.num_streams * self.num_steps
+
+    @property
+    def trial(self) -> Trial | None:
+        """When a stream of `ppo` meets another task."""
+        if self.trial_episodes is None and self.trial_steps is None:
+            return None
+        return Trial(self.trial_steps, self.trial_episodes)
+
+
+def a2c(**options: Any) -> PPOConfig:
+    """A2C: one step on each round, nothing clipped or normalised; `options` are those of `PPOConfig`.
+
+    Rates as in AD's sources (Laskin et al. 2022, which run it asynchronously).
+    """
+    optim = OptimConfig(
+        learning_rate=1e-4, weight_decay=0.0, schedule="constant", warmup=0.0, beta2=0.999, clip=None, eps=1e-6
+    )
+    plain = {"num_epochs": 1, "num_minibatches": 1, "clip_ratio": None, "normalise": False, "optim": optim}
+    return PPOConfig(**{**plain, **options})
+
+
+def ppo_learner(env: Environment, config: PPOConfig) -> Learner:
+    """PPO as a source algorithm: all streams are in the one task that `init` is given, which never changes."""
+    _check_positions(env, config, None)
+
+    def init(key: Array, env_params: Any) -> TrainState:
+        tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_streams, *jnp.shape(x))), env_params)
+        return _begin(env, config, tasks, key)
+
+    def learn(state: TrainState, key: Array) -> tuple[TrainState, Record]:
+        state, record, _ = play_and_learn(env, config, state, key)
+        return state, record
+
+    return Learner(init, learn)
+
+
+def ppo(env: TaskFamily, config: PPOConfig) -> Method:
+    """PPO of one policy on many train tasks, N at a time; a stream meets the next one where its trial ends.
+
+    Raises:
+      ValueError: trials that would never end, or that are longer than the model can number.
+    """
+    if not env.episodic and config.trial_steps is None and config.trial_episodes is not None:
+        raise ValueError(f"trial_steps=None: must be given with env={env.name}, whose only episode never ends")
+    _check_positions(env, config, config.trial)
+
+    def init(key: Array, hparams: dict | None = None) -> TrainState:
+        key_tasks, key_begin = jax.random.split(key)
+        tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.num_streams))
+        return _begin(env, config, tasks, key_begin, hparams)
+
+    def update(state: TrainState, key: Array) -> tuple[TrainState, dict]:
+        state, _, log = play_and_learn(env, config, state, key, config.trial)
+        return state, log
+
+    return Method(init, update, agent)
+
+
+def agent(
+    params: ActorCritic, context: Transition | None = None, online: bool = True, greedy: bool | None = None
+) -> Agent:
+    """How the trained policy acts: it samples, or offline takes the mode, unless `greedy` says otherwise."""
+    actor = in_context(params.policy, greedy=not online if greedy is None else greedy)
+    return actor if context is None and online else prompted(actor, context, online)
+
+
+def explorer(params: ActorCritic) -> Agent:
+    """How it acts while it learns; `info` holds the `choice` behind the action, its `log_prob`, and the `value`."""
+    return Agent(partial(_init, params), partial(_act, params))
+
+
+def _init(params, key: Array) -> Tree:
+    return empty_memory(params.policy.body)
+
+
+def _act(params, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Tree, dict]:
+    carry, (prediction, value) = step_one(params, carry, timestep)
+    choice = prediction.sample(key)
+    info = {"choice": choice, "log_prob": prediction.log_prob(choice), "value": value.mean()}
+    return carry, prediction.decode(choice), info
+
+
+def _check_positions(env, config: PPOConfig, trial: Trial | None) -> None:
+    """Refuses sequences longer than a table of learned positions."""
+    if not isinstance(config.model, TransformerConfig):
+        return
+    with jax.ensure_compile_time_eval():
+        episode = int(env.default_params.max_steps_in_episode)
+    limits = () if trial is None else (trial.steps, trial.episodes and trial.episodes * episode)
+    longest = min((limit for limit in limits if limit is not None), default=NEVER)
+    steps = min(episode, longest) if config.model.positions == "episodes" else longest
+    config.model.check_horizon(steps * config.embedding.num_tokens, "inputs until the memory forgets")
+
+
+def _begin(env, config: PPOConfig, tasks: Tree, key: Array, hparams: dict | None = None) -> TrainState:
+    """Fresh weights, and one rollout in each of N tasks, about to begin."""
+    key_params, key_start = jax.random.split(key)
+    spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
+    params = ActorCritic(config.model, *spaces, key_params, config.embedding, HEAD, VALUE)
+    keys = jax.random.split(key_start, config.num_streams)
+    rollouts = jax.vmap(lambda task, key: start(explorer(params), env, task, key))(tasks, keys)
+    hparams = {"learning_rate": config.optim.learning_rate, **(hparams or {})}
+    extra = {"rollouts": rollouts, "hparams": {name: jnp.float32(value) for name, value in hparams.items()}}
+    opt_state = make_optimiser(config.optim).init(params)  # type: ignore[arg-type]
+    return TrainState(params, opt_state, extra, None, jnp.zeros((), jnp.int32))
+
+
+class Experience(NamedTuple):
+    """What is learned from; [N, T, ...] in a round."""
+
+    timestep: TimeStep
+    choice: Tree
+    log_prob: Array  # of the choice, when it was made
+    advantage: Array
+    ret: Array  # the return that the value is to predict
+
+
+def play_and_learn(
+    env: Environment, config: PPOConfig, state: TrainState, key: Array, trial: Trial | None = None
+) -> tuple[TrainState, Record, dict]:
+    """One round: the next T steps of N streams, and the update on them.
+
+    Returns:
+      The state, a `Record` [T, N, ...], and a log.
+    """
+    key_play, key_learn = jax.random.split(key)
+    rollouts = state.extra["rollouts"]
+
+    def one(rollouts, key):
+        return play(env, config, state.params, rollouts, key, trial)
+
+    after, (record, experience) = jax.vmap(one)(rollouts, jax.random.split(key_play, config.num_streams))
+    memories = stack_memories(state.params.policy.body, rollouts.carry)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+        rate = state.extra["hparams"]["learning_rate"] * make_schedule(config.optim, config.num_updates)(state.step)
+    params, opt_state, log = learn(config, state.params, state.opt_state, rate, experience, memories, key_learn)
+    log |= {"feedback": record.transition.feedback.mean(), "learning_rate": rate}
+    state = TrainState(params, opt_state, {**state.extra, "rollouts": after}, None, state.step + 1)
+    return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record), log
+
+
+def play(
+    env: Any, config: PPOConfig, params: ActorCritic, state: RolloutState, key: Array, trial: Trial | None
+) -> tuple[RolloutState, tuple[Record, Experience]]:
+    """T steps of one stream, with advantages from the values of the policy that took them.
+
+    Where an episode is truncated, the value after the step is that of the true final observation, in a memory that
+    goes on as if the episode did.
+    """
+    next_task = None if trial is None else env.sample_task
+
+    def value_of(carry, timestep):
+        return step_one(params, carry, timestep)[1][1].mean()
+
+    def body(state, _):
+        state, record = rollout(explorer(params), env, state, key, 1, next_task, trial)
+        record = jax.tree.map(lambda x: x[0], record)
+        final, never = record.transition, jnp.zeros((), bool)
+        going_on = TimeStep(final.next_obs, final._replace(truncated=never), never)
+        value = lambda: value_of(state.carry, going_on)
+        return state, (record, jax.lax.cond(any_of_batch(final.truncated), value, lambda: jnp.zeros(())))
+
+    first = state.timestep
+    state, (record, final_value) = jax.lax.scan(body, state, length=config.num_steps)
+    transition, value = record.transition, record.info["value"]
+    next_value = jnp.append(value[1:], value_of(state.carry, state.timestep))
+    if config.returns == "episode":
+        next_value = jnp.where(transition.truncated, final_value, next_value)
+        terminal, cut = transition.terminated, transition.terminated | transition.truncated
+    else:
+        terminal = cut = record.trial_end
+    advantage = gae(transition.feedback, value, next_value, terminal, cut, config.discount, config.trace)
+    chosen = record.info["choice"], record.info["log_prob"]
+    return state, (record, Experience(_timesteps(first, record), *chosen, advantage, advantage + value))
+
+
+def _timesteps(first: TimeStep, record: Record) -> TimeStep:
+    """What the agent was given at each step, [T, ...]."""
+    prev = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first.prev, record.transition)
+    blank = lambda x: jnp.where(record.reset.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
+    return TimeStep(record.transition.obs, jax.tree.map(blank, prev), record.reset)
+
+
+def learn(
+    config: PPOConfig,
+    params: ActorCritic,
+    opt_state: Tree,
+    rate: Array,
+    experience: Experience,
+    memories: Tree,
+    key: Array,
+) -> tuple[ActorCritic, Tree, dict]:
+    """All epochs on the experience [N, T, ...], read from the memories [N, ...] that the streams had at its start.
+
+    Returns:
+      The parameters, the optimiser's memory, and a log of means over all steps.
+    """
+    rows, tx = config.num_rows, make_optimiser(config.optim)
+    if not config.has_memory:
+        experience = jax.tree.map(lambda x: x.reshape(rows, 1, *x.shape[2:]), experience)
+    key_order, key_loss = jax.random.split(key)
+    keys = jax.random.split(key_order, config.num_epochs)
+    order = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
+    order = order.reshape(-1, rows // config.num_minibatches)
+
+    def descend_once(carry, inputs):
+        params, opt_state = carry
+        index, key = inputs
+        batch = experience, memories
+        if config.num_minibatches > 1:
+            batch = jax.tree.map(lambda x: x[index] if x.ndim else x, batch)
+        gradient, log = jax.grad(loss, has_aux=True)(params, *batch, key, config)
+        params, opt_state = descend(tx, rate, gradient, opt_state, params)
+        return (params, opt_state), {**log, "gradient_norm": optax.tree.norm(gradient)}
+
+    keys = jax.random.split(key_loss, len(order))
+    (params, opt_state), log = jax.lax.scan(descend_once, (params, opt_state), (order, keys))
+    first_gap = log["ratio_gap"][0]
+    return params, opt_state, {**{name: x.mean() for name, x in log.items()}, "ratio_gap": first_gap}
+
+
+def loss(
+    params: ActorCritic, batch: Experience, memory: Tree, key: Array, config: PPOConfig
+) -> tuple[Array, dict[str, Array]]:
+    """The clipped surrogate (Schulman et al. 2017, equations 7 and 9), with r the ratio of new and old probability:
+
+    - mean min(r A, clip(r, 1 - c, 1 + c) A) + value_weight (V - ret)^2 / 2 - entropy_weight H
+    """
+    _, (prediction, value), aux = params(memory, batch.timestep)
+    log_ratio = prediction.log_prob(batch.choice) - batch.log_prob
+    ratio, advantage = jnp.exp(log_ratio), batch.advantage
+    if config.normalise:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    gain = ratio * advantage
+    if config.clip_ratio is not None:
+        gain = jnp.minimum(gain, jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio) * advantage)
+    policy_loss, value_loss = -gain.mean(), value.loss(batch.ret).mean()
+    entropy = prediction.entropy(key).mean()
+    total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy + sum(aux.values())
+    log = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "loss": total, **aux}
+    return total, {**log, "kl": (ratio - 1 - log_ratio).mean(), "ratio_gap": jnp.abs(ratio - 1).max()}

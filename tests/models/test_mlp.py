@@ -1,0 +1,91 @@
+# ruff: noqa: N802, N803, N806
+"""A feed-forward network keeps the contract of a sequence model, and remembers nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import call, scan_step
+
+from icrl_jax.models.kinds import make_model, other_kind
+from icrl_jax.models.mlp import MLPConfig
+from icrl_jax.models.transformer import TransformerConfig
+
+B, D, T, N = 5, 7, 11, 3
+KEYS = jax.random.split(jax.random.key(1), 3)
+X = jax.random.normal(KEYS[0], (B, T, D))
+RESET = jax.random.bernoulli(KEYS[1], 0.2, (B, T))
+
+
+def make(**options):
+    return make_model(MLPConfig(width=D, **options), jax.random.key(0))
+
+
+MODEL = make()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])
+def test_it_is_biases_activations_and_maps(activation):
+    model = make(activation=activation)
+    act = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "gelu": jax.nn.gelu}[activation]
+    y = np.asarray(X)
+    for i, bias in enumerate(model.biases):
+        y = y if i == 0 else y @ np.asarray(model.maps[i - 1][...])
+        y = np.asarray(act(y + np.asarray(bias[...])))
+    assert len(model.biases) == 3 and len(model.maps) == 2
+    np.testing.assert_allclose(call(model, None, X, RESET)[1], y, atol=1e-5)
+
+
+def test_an_input_of_zeros_says_something():
+    assert jnp.abs(call(MODEL, None, jnp.zeros((1, 1, D)), RESET[:1, :1])[1]).min() > 0
+
+
+def test_step_matches_call():
+    assert MODEL.init_carry(B) == ()
+    for carry in ((), None):
+        called, stepped = call(MODEL, carry, X, RESET), scan_step(MODEL, (), X, RESET)
+        assert called[0] == stepped[0] == ()
+        np.testing.assert_allclose(called[1], stepped[1], atol=1e-6)
+
+
+def test_an_output_depends_on_its_own_input_only():
+    reach = jax.jit(jax.jacobian(lambda x: jnp.sin(MODEL(None, x, RESET[:1])[1]).sum(axis=(0, 2))))(X[:1])
+    reach = np.asarray(jnp.abs(reach).sum(axis=(1, 3)))
+    np.testing.assert_array_equal(reach > 0, np.eye(T, dtype=bool))
+
+
+def test_peek_and_branch_match_steps():
+    candidates = X[:, :N]
+    expected = call(MODEL, None, candidates, RESET[:, :N])[1]
+    np.testing.assert_allclose(jax.jit(type(MODEL).peek)(MODEL, (), candidates), expected, atol=1e-6)
+    assert MODEL.branch((), N, depth=2) == ()
+
+
+def test_gradients_match_finite_differences_in_float64():
+    model = make(dtype="float64")
+    with jax.enable_x64(True):
+        args = jax.tree.map(lambda z: jnp.asarray(z, jnp.float64), (model, X))
+        f = jax.jit(lambda args: jnp.sin(args[0](None, args[1], RESET)[1]).sum())
+        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
+        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
+        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
+
+
+def test_it_is_one_of_the_kinds():
+    config = other_kind(TransformerConfig(width=12, num_layers=2, num_heads=2), "mlp")
+    assert config == MLPConfig(width=12, num_layers=2, dtype="auto") and config.context_len == 1
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(width=0), "width=0 must be a positive integer"),
+        (dict(num_layers=0), "num_layers=0 must be a positive integer"),
+        (dict(activation="sine"), "activation='sine' must be one of tanh, relu, gelu"),
+        (dict(dtype="int8"), "dtype='int8' must be one of auto, float32, bfloat16, float64"),
+    ],
+)
+def test_config_refuses_what_cannot_work(options, words):
+    with pytest.raises(ValueError, match=words):
+        MLPConfig(**options)
