@@ -12,21 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icrl_jax.models import moe
 from icrl_jax.models.kinds import make_model
 from icrl_jax.models.layers import Mlp
-from icrl_jax.models.moe import (
-    MoE,
-    MoEConfig,
-    Routing,
-    balance_loss,
-    contrastive_loss,
-    expected_load,
-    feed_forward,
-    task_logits,
-    update_momentum,
-    z_loss,
-)
+from icrl_jax.models.moe import MoE, MoEConfig, feed_forward
+from icrl_jax.models.routing import balance_loss
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
 
@@ -75,14 +64,6 @@ def mixtures(layer):
 
 def assert_close(a, b, atol=1e-5, rtol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=rtol), a, b)
-
-
-def routed(expert, num_experts):
-    """Tokens that go to these experts [N, J] with equal weights."""
-    expert = jnp.asarray(expert)
-    load = jnp.bincount(expert.reshape(-1), length=num_experts).astype(jnp.float32)
-    logits = jnp.zeros((expert.shape[0], num_experts))
-    return Routing(expert, jnp.full(expert.shape, 1 / expert.shape[1]), logits, load)
 
 
 # What a mixture computes.
@@ -192,49 +173,6 @@ def test_the_router_is_float32_and_the_output_has_the_dtype_of_the_input(dispatc
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))
 
 
-# The two ways to run it.
-
-
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-@pytest.mark.parametrize(("tokens", "experts"), [(1, X), (29, 2), (89, 11)])
-def test_sorted_equals_dense_in_values_and_gradients(tokens, experts, platform, monkeypatch):
-    """For numbers of tokens that no block divides, and with an expert that gets nothing."""
-    monkeypatch.setattr(moe, "block_rows", lambda choices, experts: 8)
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    keys = jax.random.split(jax.random.key(5), 4)
-    logits = jax.random.normal(keys[0], (tokens, experts))
-    weight, expert = jax.lax.top_k(logits if experts == 2 else logits.at[:, 0].set(-9.0), 2)
-    up, down = (
-        jax.random.normal(key, (experts, *size)) / 4 for key, size in zip(keys[1:], ((D, 6), (6, 3)), strict=False)
-    )
-
-    def found(run):
-        loss = lambda x, weight, up, down: jnp.sin(run(x, expert, weight, up, down)).sum()
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(make_inputs(tokens), weight, up, down)
-
-    assert_close(found(moe.run_sorted), found(moe.run_all), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("crowd", [0, 1, 5])
-def test_every_choice_has_a_row_in_a_block_of_its_expert(rows, crowd):
-    """Whether tokens are spread, or all but one for each expert crowd into the first few."""
-    expert = jax.random.randint(jax.random.key(8), (31, 2), 0, X)
-    if crowd:
-        expert = jnp.concatenate([expert % crowd, jnp.tile(jnp.arange(X)[:, None], (1, 2))])
-    plan = moe.make_plan(expert, X, rows)
-    choice, owner = np.asarray(plan.choice), np.repeat(np.asarray(plan.expert)[:, None], rows, axis=1)
-    real = choice < expert.size
-    np.testing.assert_array_equal(np.sort(choice[real]), np.arange(expert.size))
-    np.testing.assert_array_equal(owner[real], np.asarray(expert).reshape(-1)[choice[real]])
-    np.testing.assert_array_equal(choice.reshape(-1)[np.asarray(plan.row).reshape(-1)], np.arange(expert.size))
-
-
-def test_few_tokens_are_dense_and_many_are_sorted():
-    assert not moe.pays_to_sort(1, 2, 8) and moe.pays_to_sort(16_384, 2, 8)
-    assert not moe.pays_to_sort(16_384, 3, 3)
-
-
 @every_dispatch
 @pytest.mark.parametrize("noise", [False, True])
 def test_gradients_match_finite_differences_in_float64(dispatch, noise):
@@ -291,20 +229,6 @@ def test_step_matches_call_with_experts_in_the_blocks(name, layers):
 # The losses of the gates.
 
 
-@pytest.mark.parametrize(
-    ("expert", "num_experts", "value"),
-    [
-        ([[0, 1], [2, 3], [4, 5]] * 4, 6, 0.0),  # uniform
-        ([[2, 5]] * 7, 6, 4.8),  # all on the same two of six
-        ([[4]] * 7, 6, 12.0),  # all on one: 6 for the importance, 6 for the load
-        ([[1, 7]] * 7, 8, 2 * 24 / 7),
-        ([[0]] * 7, 1, 0.0),  # nothing to balance
-    ],
-)
-def test_balance_loss_has_its_known_values(expert, num_experts, value):
-    np.testing.assert_allclose(balance_loss(routed(expert, num_experts)), value, rtol=1e-5, atol=1e-6)
-
-
 def test_equal_logits_are_not_balanced():
     """Ties go to the first experts, which is why gates start at random."""
     layer = make_layer(MoEConfig(num_experts=6, balance_weight=0.5))
@@ -327,21 +251,6 @@ def test_the_gradient_of_the_balance_loss_spreads_the_tokens():
     assert losses[-1] < losses[0] / 2
 
 
-@pytest.mark.parametrize("top_k", [1, 2, X])
-def test_expected_load_is_the_chance_to_be_chosen_if_an_experts_noise_is_drawn_again(top_k):
-    N, draws = 3, 4001
-    keys = jax.random.split(jax.random.key(5), 3)
-    logits, noise = np.asarray(jax.random.normal(keys[0], (2, N, X)))
-    scale = np.asarray(jax.random.uniform(keys[1], (N, X), minval=0.5, maxval=1.5))
-    noisy, found = logits + scale * noise, np.zeros(X)
-    for e in range(X):
-        again = np.repeat(noisy[None], draws, axis=0)
-        redrawn = np.asarray(jax.random.normal(jax.random.fold_in(keys[2], e), (draws, N)))
-        again[:, :, e] = logits[:, e] + scale[:, e] * redrawn
-        found[e] = ((again > again[:, :, e : e + 1]).sum(axis=-1) < top_k).mean(axis=0).sum()
-    assert_close(expected_load(logits, noisy, scale, top_k), found, atol=0.05)
-
-
 def test_noise_starts_at_its_known_size_and_needs_a_key():
     layer = make_layer(MoEConfig(num_experts=X, noise=True))
     plain = make_layer("token")
@@ -353,10 +262,6 @@ def test_noise_starts_at_its_known_size_and_needs_a_key():
     assert jnp.abs(layer(x, key)[0] - layer(x)[0]).max() > 1e-3
 
 
-def test_z_loss_of_equal_logits_is_the_square_of_their_log_sum():
-    np.testing.assert_allclose(z_loss(jnp.full((B, X), 0.7)), (0.7 + math.log(X)) ** 2, rtol=1e-6)
-
-
 def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
     layer = make_layer(MoEConfig(num_experts=X, num_task_experts=3, balance_weight=0, z_weight=0))
     assert layer(make_inputs())[1] == {}
@@ -364,55 +269,6 @@ def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
     expert = np.asarray(layer.route(make_inputs().reshape(-1, D))["token"].expert)
     assert_close(shares["token"], np.bincount(expert.reshape(-1), minlength=X) / expert.size)
     assert shares["task"].shape == (3,) and abs(shares["task"].sum() - 1) < 1e-6
-
-
-# The contrastive loss of the task gate.
-
-
-def test_task_logits_are_the_mean_over_the_tokens_that_count():
-    gate, x = make_layer("both").task.gate, make_inputs()
-    mask = jax.random.bernoulli(jax.random.key(2), 0.5, (B, T)).at[:, 0].set(True)
-    assert_close(task_logits(gate, x), np.mean(gate(x), axis=1))
-    expected = [np.mean(jax.nn.softmax(gate(x[b]))[np.asarray(mask[b])], axis=0) for b in range(B)]
-    assert_close(task_logits(gate, x, mask, softmax=True), np.stack(expected))
-
-
-def test_contrastive_loss_of_tasks_that_look_alike_is_the_log_of_their_number():
-    z = jnp.broadcast_to(jnp.arange(8.0), (32, 8))
-    np.testing.assert_allclose(contrastive_loss(z, z, jnp.eye(8)), math.log(16), rtol=1e-6)
-
-
-def test_contrastive_loss_pairs_the_halves():
-    pairs = 3
-    z_query, z_key = jax.random.normal(jax.random.key(1), (2, 2 * pairs, X))
-    w = jax.random.normal(jax.random.key(2), (X, X))
-    total = 0.0
-    for i in range(pairs):
-        for query, keys in ((z_query[i], z_key[pairs:]), (z_query[pairs + i], z_key[:pairs])):
-            scores = np.asarray(query) @ np.asarray(w) @ np.asarray(keys).T
-            total += (np.log(np.exp(scores).sum()) - scores[i]) / (2 * pairs)
-    np.testing.assert_allclose(contrastive_loss(z_query, z_key, w), total, rtol=1e-5)
-    dquery, dkey = jax.grad(contrastive_loss, argnums=(0, 1))(z_query, z_key, w)
-    assert jnp.abs(dquery).max() > 0 and jnp.abs(dkey).max() == 0
-
-
-def test_contrastive_loss_leaves_out_pairs_of_the_same_task():
-    """Pairs 0 and 2 are of one task, so neither is held against the other."""
-    z_query, z_key = jax.random.normal(jax.random.key(1), (2, 6, X))
-    total = 0.0
-    for q, k in ((z_query[:3], z_key[3:]), (z_query[3:], z_key[:3])):
-        scores = np.asarray(q @ k.T)
-        for i, others in enumerate(([0, 1], [0, 1, 2], [1, 2])):
-            total += (np.log(np.exp(scores[i, others]).sum()) - scores[i, i]) / 6
-    found = contrastive_loss(z_query, z_key, jnp.eye(X), jnp.array([4, 2, 4]))
-    np.testing.assert_allclose(found, total, rtol=1e-5)
-
-
-def test_momentum_moves_a_part_of_the_way():
-    old, new = make_layer("both").task.gate, MoE(config(MIXTURES["both"]), jax.random.key(9)).task.gate
-    moved = update_momentum(old, new, 0.25)
-    assert_close(moved.first[...], 0.75 * old.first[...] + 0.25 * new.first[...])
-    assert_close(update_momentum(new, new).second[...], new.second[...])
 
 
 # Options.
@@ -444,8 +300,3 @@ def test_a_mixture_of_nothing_is_refused_and_a_config_without_experts_means_the_
         MoE(config(MoEConfig()), jax.random.key(0))
     assert type(feed_forward(config(MoEConfig()), jax.random.key(0))) is Mlp
     assert type(feed_forward(config(MIXTURES["both"]), jax.random.key(0))) is MoE
-
-
-def test_an_odd_batch_has_no_pairs():
-    with pytest.raises(ValueError, match="z_query has 7 rows; must be even"):
-        contrastive_loss(jnp.zeros((7, X)), jnp.zeros((7, X)), jnp.eye(X))
