@@ -135,7 +135,7 @@ class MoE(nnx.Module):
         )
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Aux]:
-        """[..., D] to [..., D] and the weighted losses of the gates, which a method adds to its own.
+        """[..., D] to [..., D], with the weighted losses of the gates and what that of the tasks saw.
 
         Args:
             x: features.
@@ -144,12 +144,13 @@ class MoE(nnx.Module):
         x_ND = x.reshape(-1, x.shape[-1])
         routings = self.route(x_ND, key)
         outputs = [getattr(self, name)(x_ND, routing, self.moe.dispatch) for name, routing in routings.items()]
-        aux = {}
+        losses = {}
         if self.moe.z_weight:
-            aux["moe_z"] = self.moe.z_weight * sum(z_loss(routing.logits) for routing in routings.values())
+            losses["moe_z"] = self.moe.z_weight * sum(z_loss(routing.logits) for routing in routings.values())
         if self.moe.balance_weight and "token" in routings:
-            aux["moe_balance"] = self.moe.balance_weight * balance_loss(routings["token"])
-        return jnp.concatenate(outputs, axis=-1).reshape(x.shape), aux
+            losses["moe_balance"] = self.moe.balance_weight * balance_loss(routings["token"])
+        y = jnp.concatenate(outputs, axis=-1).reshape(x.shape)
+        return y, Aux(losses, () if self.task is None else (x,))
 
     def route(self, x_ND: Array, key: Array | None = None) -> dict[str, Routing]:
         """Of the mixtures there are, "token" and "task"."""

@@ -15,12 +15,14 @@ from flax import nnx
 from jax import Array
 
 from icrl_jax.models.layers import (
+    NOTHING,
     Aux,
     LayerNorm,
     Precision,
     check_choices,
     check_sizes,
     fan_in,
+    gather,
     linear,
     precision,
     widened,
@@ -238,7 +240,7 @@ class Block(nnx.Module):
         states = recur(a, self.ssm.drive(b, u))
         x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
         if self.ffn is None:
-            return states, x, {}
+            return states, x, NOTHING
         y, aux = self.ffn(self._normed(x, self.ffn_norm, "pre"), key)
         return states, self._normed(x + y, self.ffn_norm, "post"), aux
 
@@ -290,6 +292,7 @@ class S5(Recurrent):
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
         x_TBD, recur = jnp.swapaxes(x_BTD, 0, 1), lambda state, a, b: linear_recurrence(a, b, state, reset_BT.T)
         states, y_TBD, aux = self._through(carry, x_TBD, recur, key)
+        aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
         return tuple(state_TB2P[-1] for state_TB2P in states), jnp.swapaxes(y_TBD, 0, 1), aux
 
     def _through(self, carry, x, recur, key):
@@ -299,11 +302,11 @@ class S5(Recurrent):
             return block(x, lambda a, b: recur(state, a, b), key)
 
         run = jax.checkpoint(run) if self.config.remat else run
-        states, total, x = [], {}, x.astype(self.config.compute_dtype)
+        states, reports, x = [], [], x.astype(self.config.compute_dtype)
         for layer, state in enumerate(carry):
             block = block_of((self.blocks, self.last), layer, len(carry))
             state, x, aux = run(block, x, state, None if key is None else jax.random.fold_in(key, layer))
             states.append(state)
-            total = {name: total.get(name, 0.0) + value / len(carry) for name, value in aux.items()}
+            reports.append(aux)
         x = widened(x)
-        return tuple(states), x if self.norm is None else self.norm(x), total
+        return tuple(states), x if self.norm is None else self.norm(x), gather(reports)

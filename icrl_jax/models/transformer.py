@@ -19,12 +19,14 @@ from jax import Array, lax
 
 from icrl_jax.models.attention import Sink, at_least_float32, attention, contained, for_queries
 from icrl_jax.models.layers import (
+    NOTHING,
     Aux,
     LayerNorm,
     Precision,
     check_choices,
     check_sizes,
     fan_in,
+    gather,
     linear,
     precision,
     widened,
@@ -328,18 +330,18 @@ class Transformer(nnx.Module):
             return x, _ring(k, index + T, C), _ring(v, index + T, C), aux
 
         run = jax.checkpoint(run) if cfg.remat else run
-        keys, values, aux = [], [], {}
+        keys, values, reports = [], [], []
         for layer, sink in enumerate(self._sinks()):
             memory = None if carry is None else (carry.k[layer], carry.v[layer])
             key_layer = None if key is None else jax.random.fold_in(key, layer)
-            x, k, v, block_aux = run(self._block(layer), sink, x, memory, key_layer)
-            aux = {name: aux.get(name, 0.0) + value / cfg.num_layers for name, value in block_aux.items()}
+            x, k, v, aux = run(self._block(layer), sink, x, memory, key_layer)
+            reports.append(aux)
             keys.append(k)
             values.append(v)
         if place is not None:
             place = Place(place.step[:, -1] + 1, place.episode[:, -1])
         carry = Memory(index + T, position_BT[:, -1] + 1, place, tuple(keys), tuple(values))
-        return carry, self.norm(widened(x)), aux
+        return carry, self.norm(widened(x)), gather(reports)
 
     def _scan_step(
         self, carry: Branches, x_BTD: Array, reset_BT: Array, episode_BT: Array | None
@@ -349,7 +351,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"{x_BTD.shape[1]} inputs do not fit on branches of depth={depth}")
         inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTD, reset_BT, episode_BT))
         carry, y_TBD = lax.scan(lambda carry, xs: self.step(carry, *xs), carry, inputs)
-        return carry, jnp.swapaxes(y_TBD, 0, 1), {}
+        return carry, jnp.swapaxes(y_TBD, 0, 1), NOTHING
 
     def _next(
         self, carry: Memory | Branches, x_BND: Array, commit: bool

@@ -166,7 +166,7 @@ def test_token_and_task_experts_share_the_features():
 def test_the_router_is_float32_and_the_output_has_the_dtype_of_the_input(dispatch):
     layer, x = make_layer("both", dispatch), make_inputs().astype(jnp.bfloat16)
     y, aux = call(layer, x)
-    assert y.dtype == jnp.bfloat16 and {value.dtype for value in aux.values()} == {jnp.dtype("float32")}
+    assert y.dtype == jnp.bfloat16 and {value.dtype for value in aux.losses.values()} == {jnp.dtype("float32")}
     routing, exact = (layer.route(z.reshape(-1, D))["token"] for z in (x, x.astype(jnp.float32)))
     assert_close(routing, exact, atol=0, rtol=0)
     gradient = jax.jit(jax.grad(lambda layer: layer(x)[0].astype(jnp.float32).sum()))(layer)
@@ -184,7 +184,7 @@ def test_gradients_match_finite_differences_in_float64(dispatch, noise):
 
         def f(args):
             y, aux = args[0](args[1], jax.random.key(4) if noise else None)
-            return jnp.sin(y).sum() + sum(aux.values())
+            return jnp.sin(y).sum() + sum(aux.losses.values())
 
         f = jax.jit(f)
         direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
@@ -222,7 +222,7 @@ def test_step_matches_call_with_experts_in_the_blocks(name, layers):
     assert_close(contract.scan_step(model, model.init_carry(B), x, reset)[1], contract.call(model, None, x, reset)[1])
     noisy = jax.jit(lambda key: model(None, x, reset, key=key)[1:])
     (y, aux), (other, _) = noisy(jax.random.key(2)), noisy(jax.random.key(3))
-    assert set(aux) == {"moe_z", "moe_balance"} and all(value.shape == () for value in aux.values())
+    assert set(aux.losses) == {"moe_z", "moe_balance"} and all(value.shape == () for value in aux.losses.values())
     assert jnp.abs(y - other).max() > 1e-3
 
 
@@ -232,9 +232,9 @@ def test_step_matches_call_with_experts_in_the_blocks(name, layers):
 def test_equal_logits_are_not_balanced():
     """Ties go to the first experts, which is why gates start at random."""
     layer = make_layer(MoEConfig(num_experts=6, balance_weight=0.5))
-    assert layer(make_inputs())[1]["moe_balance"] < 0.5 * 4.8 / 2
+    assert layer(make_inputs())[1].losses["moe_balance"] < 0.5 * 4.8 / 2
     layer.token.gate.first[...] = jnp.zeros((D, 6))
-    np.testing.assert_allclose(layer(make_inputs())[1]["moe_balance"], 0.5 * 4.8, rtol=1e-5)
+    np.testing.assert_allclose(layer(make_inputs())[1].losses["moe_balance"], 0.5 * 4.8, rtol=1e-5)
 
 
 def test_the_gradient_of_the_balance_loss_spreads_the_tokens():
@@ -264,7 +264,7 @@ def test_noise_starts_at_its_known_size_and_needs_a_key():
 
 def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
     layer = make_layer(MoEConfig(num_experts=X, num_task_experts=3, balance_weight=0, z_weight=0))
-    assert layer(make_inputs())[1] == {}
+    assert layer(make_inputs())[1].losses == {}
     shares = layer.shares(make_inputs())
     expert = np.asarray(layer.route(make_inputs().reshape(-1, D))["token"].expert)
     assert_close(shares["token"], np.bincount(expert.reshape(-1), minlength=X) / expert.size)
