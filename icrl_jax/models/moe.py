@@ -24,7 +24,7 @@ from jax import Array
 
 from icrl_jax.models.experts import pays_to_sort, run_all, run_sorted
 from icrl_jax.models.layers import Aux, Mlp, check_choices, check_sizes, fan_in
-from icrl_jax.models.routing import Gate, Router, Routing, balance_loss, z_loss
+from icrl_jax.models.routing import Gate, LoadTest, Router, Routing, balance_loss, z_loss
 
 Dispatch = Literal["auto", "dense", "sorted"]
 Layers = Literal["all", "last"]
@@ -43,6 +43,8 @@ class MoEConfig:
         expert_width: F; None gives a token as many active parameters as the dense layer has.
         router: "linear", or "tanh": two layers, as in T2MIR.
         noise: whether the token gate adds noise of a learned size to its logits, where it is called with a key.
+        load_test: which experts the load takes for chosen where there is noise: those whose noisy "logit" is among the
+            largest, or, as T2MIR's code does, those whose "noise" alone would be.
         balance_weight: of the load-balancing loss, which only token-wise experts have.
         z_weight: of the router-z loss, which keeps the logits of all gates small.
         dispatch: "dense" runs all experts on all tokens, "sorted" each on its own; "auto" takes the cheaper.
@@ -55,13 +57,14 @@ class MoEConfig:
     expert_width: int | None = None
     router: Router = "linear"
     noise: bool = False
+    load_test: LoadTest = "logit"
     balance_weight: float = 0.01
     z_weight: float = 0.001
     dispatch: Dispatch = "auto"
 
     def __post_init__(self):
         check_sizes(self, "top_k", *([] if self.expert_width is None else ["expert_width"]))
-        check_choices(self, router=Router, dispatch=Dispatch, expert_layers=Layers)
+        check_choices(self, router=Router, load_test=LoadTest, dispatch=Dispatch, expert_layers=Layers)
         for option in "num_experts", "num_task_experts":
             value = getattr(self, option)
             if not isinstance(value, int) or value < 0:
@@ -155,7 +158,11 @@ class MoE(nnx.Module):
     def route(self, x_ND: Array, key: Array | None = None) -> dict[str, Routing]:
         """Of the mixtures there are, "token" and "task"."""
         gates = {"token": (self.token, key), "task": (self.task, None)}
-        return {name: m.gate.route(x_ND, self.moe.top_k, key) for name, (m, key) in gates.items() if m is not None}
+        return {
+            name: m.gate.route(x_ND, self.moe.top_k, key, self.moe.load_test)
+            for name, (m, key) in gates.items()
+            if m is not None
+        }
 
     def shares(self, x: Array) -> dict[str, Array]:
         """How the choices of all tokens [..., D] fall on the experts of each mixture, [X] summing to 1: for logs."""

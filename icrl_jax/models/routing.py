@@ -15,6 +15,7 @@ from jax.scipy.special import logsumexp, ndtr
 from icrl_jax.models.layers import fan_in
 
 Router = Literal["linear", "tanh"]
+LoadTest = Literal["logit", "noise"]
 
 
 class Routing(NamedTuple):
@@ -43,7 +44,7 @@ class Gate(nnx.Module):
         logits = exact(x, self.first[...])
         return logits if self.second is None else exact(jnp.tanh(logits), self.second[...])
 
-    def route(self, x_ND: Array, top_k: int, key: Array | None) -> Routing:
+    def route(self, x_ND: Array, top_k: int, key: Array | None, load_test: LoadTest = "logit") -> Routing:
         """The J largest logits and their softmax; with a key, of logits with noise."""
         logits = self(x_ND)
         if self.noise is None or key is None:
@@ -52,24 +53,34 @@ class Gate(nnx.Module):
         scale = jax.nn.softplus(exact(x_ND, self.noise[...])) + 0.01
         noisy = logits + scale * jax.random.normal(key, logits.shape, logits.dtype)
         value, expert = lax.top_k(noisy, top_k)
-        return Routing(expert, jax.nn.softmax(value), logits, expected_load(logits, noisy, scale, top_k))
+        return Routing(expert, jax.nn.softmax(value), logits, expected_load(logits, noisy, scale, top_k, load_test))
 
 
-def expected_load(logits_NX: Array, noisy_NX: Array, scale_NX: Array, top_k: int) -> Array:
+def expected_load(
+    logits_NX: Array, noisy_NX: Array, scale_NX: Array, top_k: int, load_test: LoadTest = "logit"
+) -> Array:
     """How many tokens each expert is to expect if the noise on its own logits were drawn again, [X].
 
     P(in the top k) = Phi((logit - threshold) / scale), the threshold being the k-th largest of the other noisy logits:
     the (k+1)-th of all for an expert that is in, the k-th for one that is not.
 
+    Args:
+        logits_NX: without noise.
+        noisy_NX: with it.
+        scale_NX: of the noise.
+        top_k: how many experts are in.
+        load_test: who is in: whose noisy "logit" is above the (k+1)-th; or, as in T2MIR's code, whose "noise" is.
+
     References:
         Noam Shazeer et al., Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, 2017,
-        https://arxiv.org/abs/1701.06538, appendix A. T2MIR's code compares the noise alone with the threshold.
+        https://arxiv.org/abs/1701.06538, appendix A.
     """
     N, X = logits_NX.shape
     if top_k == X:
         return jnp.full(X, N, logits_NX.dtype)
     *_, last_in, first_out = jnp.split(lax.top_k(noisy_NX, top_k + 1)[0], top_k + 1, axis=1)
-    threshold = jnp.where(noisy_NX > first_out, first_out, last_in)
+    tested_NX = noisy_NX if load_test == "logit" else noisy_NX - logits_NX
+    threshold = jnp.where(tested_NX > first_out, first_out, last_in)
     return ndtr((logits_NX - threshold) / scale_NX).sum(axis=0)
 
 

@@ -262,6 +262,16 @@ def test_noise_starts_at_its_known_size_and_needs_a_key():
     assert jnp.abs(layer(x, key)[0] - layer(x)[0]).max() > 1e-3
 
 
+def test_the_load_test_changes_the_balance_loss_and_nothing_else():
+    x, key = make_inputs(), jax.random.key(6)
+    options = MoEConfig(num_experts=X, noise=True, balance_weight=1.0)
+    ours, theirs = (make_layer(dataclasses.replace(options, load_test=test)) for test in ("logit", "noise"))
+    (y, aux), (y_theirs, aux_theirs) = ours(x, key), theirs(x, key)
+    assert_close(y, y_theirs)
+    assert abs(aux.losses["moe_balance"] - aux_theirs.losses["moe_balance"]) > 1e-3
+    assert_close(ours(x), theirs(x))
+
+
 def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
     layer = make_layer(MoEConfig(num_experts=X, num_task_experts=3, balance_weight=0, z_weight=0))
     assert layer(make_inputs())[1].losses == {}
@@ -285,6 +295,7 @@ def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
         ({"expert_width": 0}, "expert_width=0 must be a positive integer"),
         ({"expert_layers": "first"}, "expert_layers='first' must be one of all, last"),
         ({"router": "mlp"}, "router='mlp' must be one of linear, tanh"),
+        ({"load_test": "both"}, "load_test='both' must be one of logit, noise"),
         ({"dispatch": "fast"}, "dispatch='fast' must be one of auto, dense, sorted"),
         ({"balance_weight": -1.0}, "balance_weight=-1.0 must be at least 0"),
         ({"z_weight": float("nan")}, "z_weight=nan must be at least 0"),

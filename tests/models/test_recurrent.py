@@ -12,15 +12,20 @@ from contract import call, scan_step
 
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.kinds import make_model as make
+from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.s5 import S5Config
 
 B, D, T = 5, 7, 13
 S5_CONFIG = S5Config(width=D, num_layers=2, state_size=6)
+EXPERTS = MoEConfig(num_experts=5, num_task_experts=3, noise=True)
+LAST = MoEConfig(num_experts=5, expert_layers="last", top_k=1, router="tanh")
 CONFIGS = {
     "s5": S5_CONFIG,
     "s4d": S5Config(width=D, num_layers=2, kind="s4d", state_size=4),
     "s5-post-ffn": S5Config(width=D, num_layers=2, state_size=6, norm="post", gate="half_glu1", mlp_ratio=2),
     "s5-remat": S5Config(width=D, num_layers=2, state_size=6, norm="none", gate="half_glu2", remat=True),
+    "s5-experts": S5Config(width=D, num_layers=2, state_size=6, mlp_ratio=2, moe=EXPERTS),
+    "s4d-last": S5Config(width=D, num_layers=2, kind="s4d", state_size=4, mlp_ratio=2, moe=LAST),
     "gru": GRUConfig(width=D, num_layers=2),
     "lstm": GRUConfig(width=D, num_layers=2, cell="lstm"),
 }

@@ -52,3 +52,18 @@ def test_expected_load_is_the_chance_to_be_chosen_if_an_experts_noise_is_drawn_a
 
 def test_z_loss_of_equal_logits_is_the_square_of_their_log_sum():
     np.testing.assert_allclose(z_loss(jnp.full((B, X), 0.7)), (0.7 + math.log(X)) ** 2, rtol=1e-6)
+
+
+def test_the_load_test_of_t2mirs_code_looks_at_the_noise():
+    """By hand: logits 3, 1, 0 with noise 0.5, 0, 2 are 3.5, 1, 2, so the first is in and 2 is the second largest.
+
+    The first expert's noise is below 2, so it is held against the largest, itself, and the last one's is not above.
+    """
+    logits, noise, scale = jnp.array([[3.0, 1.0, 0.0]]), jnp.array([[0.5, 0.0, 2.0]]), jnp.array([[0.5, 1.0, 2.0]])
+    phi = lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2)))
+    out = [phi((1 - 3.5) / 1.0), phi((0 - 3.5) / 2.0)]
+    found = [expected_load(logits, logits + noise, scale, 1, test) for test in ("logit", "noise")]
+    np.testing.assert_allclose(found[0], [phi((3 - 2) / 0.5), *out], rtol=1e-5)
+    np.testing.assert_allclose(found[1], [phi((3 - 3.5) / 0.5), *out], rtol=1e-5)
+    shifted = expected_load(logits - 5, logits + noise - 5, scale, 1, "noise")  # the noise is above all noisy logits
+    np.testing.assert_allclose(shifted, [phi((3 - 2) / 0.5), phi((1 - 2) / 1.0), phi((0 - 2) / 2.0)], rtol=1e-5)
