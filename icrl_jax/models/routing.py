@@ -28,8 +28,10 @@ class Routing(NamedTuple):
 
 
 class Gate(nnx.Module):
-    """A router, float32 whatever the features are computed in.
+    """A router, float32 whatever the features are computed in, so that how many tokens come at once changes no choice.
 
+    Features in bfloat16 may themselves differ in the last bit between a model's `step` and its `__call__`; then only
+    tokens with two nearly equal logits may go elsewhere.
     Its weights are random at the start: equal logits would send all tokens to the same experts.
     """
 

@@ -15,7 +15,7 @@ import pytest
 from icrl_jax.models.kinds import make_model
 from icrl_jax.models.layers import Mlp
 from icrl_jax.models.moe import MoE, MoEConfig, feed_forward
-from icrl_jax.models.routing import balance_loss
+from icrl_jax.models.routing import Gate, balance_loss
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
 
@@ -224,6 +224,65 @@ def test_step_matches_call_with_experts_in_the_blocks(name, layers):
     (y, aux), (other, _) = noisy(jax.random.key(2)), noisy(jax.random.key(3))
     assert set(aux.losses) == {"moe_z", "moe_balance"} and all(value.shape == () for value in aux.losses.values())
     assert jnp.abs(y - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_layer_draws_noise_of_its_own(name):
+    """Of blocks that read the same and add nothing, the second reports another load than the first would again."""
+    options = dataclasses.replace(CONFIGS[name](MoEConfig(num_experts=X, noise=True, z_weight=0)), num_layers=1)
+    x, reset = jax.random.normal(jax.random.key(1), (B, 7, 12)), jnp.zeros((B, 7), bool)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def balance(num_layers):
+        block = make_model(options, jax.random.key(0)).blocks
+        silent = (block.out, block.ffn.token.down) if name == "transformer" else (block.value, block.ffn.token.down)
+        for weights in silent:
+            weights[...] = jnp.zeros(weights.shape)
+        model = make_model(dataclasses.replace(options, num_layers=num_layers), jax.random.key(0))
+        model.blocks = jax.tree.map(lambda p: jnp.repeat(p, num_layers, axis=0), block)
+        noisy, plain = (model(None, x, reset, key=key)[2].losses["moe_balance"] for key in (jax.random.key(2), None))
+        return noisy, plain
+
+    (one, one_plain), (two, two_plain) = balance(1), balance(2)
+    np.testing.assert_allclose(two_plain, one_plain, rtol=1e-4)
+    assert abs(two - one) > 0.02 * one
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_step_and_call_choose_the_same_experts_in_half_precision(name, monkeypatch):
+    """Logits are float32 whatever computes what they are made of, so a choice may differ only where two of them are as
+    near as the rounding of those inputs: for one token in a hundred at most."""
+    seen, route = [], Gate.route
+
+    def spied(self, x_ND, *args):
+        routing = route(self, x_ND, *args)
+        jax.debug.callback(lambda *found: seen.append(found), x_ND, routing.expert, routing.logits, ordered=True)
+        return routing
+
+    monkeypatch.setattr(Gate, "route", spied)
+    config = dataclasses.replace(CONFIGS[name](MoEConfig(num_experts=X)), num_layers=1, dtype="bfloat16")
+    model, rows, steps = make_model(config, jax.random.key(0)), 211, 7
+    x, reset = jax.random.normal(jax.random.key(1), (rows, steps, 12)), jnp.zeros((rows, steps), bool)
+
+    def found(run, by_row):
+        seen.clear()
+        jax.block_until_ready(jax.jit(run)())
+        jax.effects_barrier()
+        first = rows if by_row else steps
+        parts = (jnp.concatenate(part).reshape(first, -1, part[0].shape[-1]) for part in zip(*seen, strict=True))
+        return [np.asarray(part if by_row else jnp.swapaxes(part, 0, 1)) for part in parts]
+
+    call_x, called, called_logits = found(lambda: model(None, x, reset)[1], by_row=name == "transformer")
+    step_x, stepped, stepped_logits = found(lambda: contract.scan_step(model, model.init_carry(rows), x, reset), False)
+    w = np.asarray(model.blocks.ffn.token.gate.first[...][0], np.float64)
+    for inputs, logits in ((call_x, called_logits), (step_x, stepped_logits)):
+        assert inputs.dtype == jnp.bfloat16
+        np.testing.assert_allclose(logits, inputs.astype(np.float64) @ w, atol=1e-5)
+    differ = (np.sort(called) != np.sort(stepped)).any(axis=-1)
+    largest = -np.sort(-called_logits)
+    rounding = 2 * np.abs(called_logits - stepped_logits).max()
+    assert rounding < 0.05 and differ.mean() < 0.01
+    assert (largest[..., 1] - largest[..., 2])[differ].max(initial=0) <= rounding
 
 
 # The losses of the gates.
