@@ -41,6 +41,8 @@ class MoEConfig:
         expert_layers: which blocks have experts: "all", or the "last" alone, as in T2MIR; the others stay dense.
         top_k: J, experts that each token goes to.
         expert_width: F; None gives a token as many active parameters as the dense layer has.
+        task_hard_router: one decision for the sequence in place of one for each token: the task gate reads the mean of
+            what it has seen since the last reset (T2MIR's reads that of the whole sequence, the future included).
         router: "linear", or "tanh": two layers, as in T2MIR.
         noise: whether the token gate adds noise of a learned size to its logits, where it is called with a key.
         load_test: which experts the load takes for chosen where there is noise: those whose noisy "logit" is among the
@@ -55,6 +57,7 @@ class MoEConfig:
     expert_layers: Layers = "all"
     top_k: int = 2
     expert_width: int | None = None
+    task_hard_router: bool = False
     router: Router = "linear"
     noise: bool = False
     load_test: LoadTest = "logit"
@@ -71,6 +74,8 @@ class MoEConfig:
                 raise ValueError(f"{option}={value!r} must be 0 or a positive integer")
             if 0 < value < self.top_k:
                 raise ValueError(f"top_k={self.top_k} must be at most {option}={value}")
+        if self.task_hard_router and not self.num_task_experts:
+            raise ValueError("task_hard_router=True must be False with num_task_experts=0")
         for option in "balance_weight", "z_weight":
             if not getattr(self, option) >= 0:
                 raise ValueError(f"{option}={getattr(self, option)!r} must be at least 0")
@@ -137,15 +142,16 @@ class MoE(nnx.Module):
             for (X, E, noise), key in zip(sizes, jax.random.split(key), strict=True)
         )
 
-    def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Aux]:
+    def __call__(self, x: Array, key: Array | None = None, mean: Array | None = None) -> tuple[Array, Aux]:
         """[..., D] to [..., D], with the weighted losses of the gates and what that of the tasks saw.
 
         Args:
             x: features.
             key: for the noise of the token gate, in training.
+            mean: of the features of the sequence so far [..., D], float32, with `task_hard_router` (`average.py`).
         """
         x_ND = x.reshape(-1, x.shape[-1])
-        routings = self.route(x_ND, key)
+        routings = self.route(x_ND, key, None if mean is None else mean.reshape(-1, x.shape[-1]))
         outputs = [getattr(self, name)(x_ND, routing, self.moe.dispatch) for name, routing in routings.items()]
         losses = {}
         if self.moe.z_weight:
@@ -155,16 +161,23 @@ class MoE(nnx.Module):
         y = jnp.concatenate(outputs, axis=-1).reshape(x.shape)
         return y, Aux(losses, () if self.task is None else (x,))
 
-    def route(self, x_ND: Array, key: Array | None = None) -> dict[str, Routing]:
-        """Of the mixtures there are, "token" and "task"."""
-        gates = {"token": (self.token, key), "task": (self.task, None)}
-        return {
-            name: m.gate.route(x_ND, self.moe.top_k, key, self.moe.load_test)
-            for name, (m, key) in gates.items()
-            if m is not None
-        }
+    def route(self, x_ND: Array, key: Array | None = None, mean_ND: Array | None = None) -> dict[str, Routing]:
+        """Of the mixtures there are, "token" and "task".
 
-    def shares(self, x: Array) -> dict[str, Array]:
+        Raises:
+            ValueError: no mean where `task_hard_router` wants one.
+        """
+        moe, routings = self.moe, {}
+        if self.token is not None:
+            routings["token"] = self.token.gate.route(x_ND, moe.top_k, key, moe.load_test)
+        if self.task is not None:
+            seen_ND = mean_ND if moe.task_hard_router else x_ND
+            if seen_ND is None:
+                raise ValueError("mean=None must be the running mean of the features with task_hard_router=True")
+            routings["task"] = self.task.gate.route(seen_ND, moe.top_k, None)
+        return routings
+
+    def shares(self, x: Array, mean: Array | None = None) -> dict[str, Array]:
         """How the choices of all tokens [..., D] fall on the experts of each mixture, [X] summing to 1: for logs."""
-        routings = self.route(x.reshape(-1, x.shape[-1]))
+        routings = self.route(x.reshape(-1, x.shape[-1]), None, None if mean is None else mean.reshape(-1, x.shape[-1]))
         return {name: routing.load / routing.expert.size for name, routing in routings.items()}

@@ -103,6 +103,9 @@ class TransformerConfig:
                 f'and must be None with positions="{self.positions}"'
             )
 
+        if self.moe.task_hard_router:
+            raise ValueError("task_hard_router=True must be False: a transformer keeps no running mean")
+
     @property
     def head_width(self) -> int:
         return self.width // self.num_heads

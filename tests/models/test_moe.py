@@ -354,6 +354,7 @@ def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
         ({"expert_width": 0}, "expert_width=0 must be a positive integer"),
         ({"expert_layers": "first"}, "expert_layers='first' must be one of all, last"),
         ({"router": "mlp"}, "router='mlp' must be one of linear, tanh"),
+        ({"task_hard_router": True}, "task_hard_router=True must be False with num_task_experts=0"),
         ({"load_test": "both"}, "load_test='both' must be one of logit, noise"),
         ({"dispatch": "fast"}, "dispatch='fast' must be one of auto, dense, sorted"),
         ({"balance_weight": -1.0}, "balance_weight=-1.0 must be at least 0"),
@@ -370,3 +371,26 @@ def test_a_mixture_of_nothing_is_refused_and_a_config_without_experts_means_the_
         MoE(config(MoEConfig()), jax.random.key(0))
     assert type(feed_forward(config(MoEConfig()), jax.random.key(0))) is Mlp
     assert type(feed_forward(config(MIXTURES["both"]), jax.random.key(0))) is MoE
+
+
+def test_hard_routing_without_a_mean_is_refused():
+    """And so is a model that keeps none."""
+    hard = MoEConfig(num_task_experts=3, task_hard_router=True)
+    with pytest.raises(ValueError, match="mean=None must be the running mean"):
+        make_layer(hard)(make_inputs())
+    with pytest.raises(ValueError, match="task_hard_router=True must be False"):
+        TransformerConfig(moe=hard)
+
+
+def test_hard_routing_reads_the_mean_and_soft_routing_does_not():
+    """Experts still work on the tokens, and those of tokens choose by them."""
+    options = MoEConfig(num_experts=X, num_task_experts=3, task_hard_router=True)
+    hard, soft = make_layer(options), make_layer(dataclasses.replace(options, task_hard_router=False))
+    x, mean = make_inputs(), make_inputs(seed=2)
+    routings = [layer.route(x.reshape(-1, D), None, mean.reshape(-1, D)) for layer in (hard, soft)]
+    assert_close(routings[0]["token"], routings[1]["token"])
+    assert_close(routings[0]["task"].logits.reshape(B, T, 3), hard.task.gate(mean))
+    assert_close(routings[1]["task"].logits.reshape(B, T, 3), soft.task.gate(x))
+    assert_close(hard(x, None, x), soft(x))
+    shares = hard.shares(x, mean)["task"]
+    assert_close(shares, np.bincount(np.asarray(routings[0]["task"].expert).reshape(-1), minlength=3) / (2 * B * T))
