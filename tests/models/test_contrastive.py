@@ -113,13 +113,13 @@ def test_a_model_hands_out_its_task_gates_and_what_they_see(kind, layers):
 
 
 def test_the_loss_of_a_model_is_the_mean_over_its_gates():
-    gates = make_gate(0), make_gate(1)
-    contrast = init_contrast(gates, jax.random.key(2))
+    gates, key_gates = (make_gate(0), make_gate(1)), (make_gate(2), make_gate(3))
+    contrast = init_contrast(key_gates, jax.random.key(2))
     inputs = tuple(jax.random.normal(jax.random.key(3), (2, 6, T, D)))
-    each = []
-    for gate, w, x in zip(gates, contrast.w, inputs, strict=True):
-        z = task_logits(gate, x)
-        each.append(contrastive_loss(z, z, w))
+    each = [
+        contrastive_loss(task_logits(gate, x), task_logits(key_gate, x), w)
+        for gate, key_gate, w, x in zip(gates, key_gates, contrast.w, inputs, strict=True)
+    ]
     np.testing.assert_allclose(task_loss(contrast, gates, inputs), np.mean(each), rtol=1e-6)
     assert not np.allclose(contrast.w[0], contrast.w[1])
 
