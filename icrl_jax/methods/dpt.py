@@ -158,7 +158,7 @@ def prefix_loss(policy: Policy, batch: Example, key: Array, train_empty: bool = 
     _, prediction, aux = policy(None, inputs, key)
     losses_BT = -prediction.log_prob(jnp.broadcast_to(batch.target_action[:, None], inputs.reset.shape))
     loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean()
-    return loss + sum(aux.values()), {"last_loss": losses_BT[:, -1].mean(), **aux}
+    return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}
 
 
 def agent(policy: Policy, context: Tree = None, online: bool = True, greedy: bool | None = None) -> Agent:

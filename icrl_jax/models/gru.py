@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from icrl_jax.models.layers import Aux, Precision, check_choices, check_sizes, fan_in, linear, precision, widened
+from icrl_jax.models.layers import (
+    NOTHING,
+    Aux,
+    Precision,
+    check_choices,
+    check_sizes,
+    fan_in,
+    linear,
+    precision,
+    widened,
+)
 from icrl_jax.models.recurrent import Recurrent
 
 Cell = Literal["gru", "lstm"]
@@ -125,7 +135,7 @@ class GRU(Recurrent):
             return lax.scan(step, memory, (x_TBG, reset_BT.T))
 
         carry, y_TBD = self._through(carry, jnp.swapaxes(x_BTD, 0, 1), all_steps)
-        return carry, jnp.swapaxes(y_TBD, 0, 1), {}
+        return carry, jnp.swapaxes(y_TBD, 0, 1), NOTHING
 
     def _through(self, carry, x, run):
         """All layers; `run(cell, memory, what the inputs add)` gives the last memory, and that at every time."""

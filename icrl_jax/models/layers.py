@@ -1,6 +1,6 @@
 """What all sequence models are made of."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,24 @@ from flax import nnx
 from jax import Array, lax
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
-Aux = dict[str, Array]
+
+
+class Aux(NamedTuple):
+    """What a model reports besides its outputs."""
+
+    losses: dict[str, Array]  # float32 []: weighted, for a method to add to its own
+    task_inputs: tuple[Array, ...]  # [B, T, D], of each block with task-wise experts: what their gate sees
+
+
+NOTHING = Aux({}, ())
+
+
+def gather(reports: list[Aux]) -> Aux:
+    """What all blocks report as one: each loss is the mean over the blocks that have it."""
+    names = dict.fromkeys(name for report in reports for name in report.losses)
+    each = {name: [report.losses[name] for report in reports if name in report.losses] for name in names}
+    inputs = tuple(x for report in reports for x in report.task_inputs)
+    return Aux({name: sum(values[1:], values[0]) / len(values) for name, values in each.items()}, inputs)
 
 
 def precision(dtype: Precision) -> jnp.dtype:
@@ -110,8 +127,8 @@ class Mlp(nnx.Module):
         self.down = fan_in(key_down, (F, D), F * 2 * config.num_layers)
 
     def __call__(self, x: Array, key: Array | None = None) -> tuple[Array, Aux]:
-        """[..., D] to [..., D], and nothing that a method would add to its loss; `key` is for parts that draw."""
-        return linear(jax.nn.gelu(linear(x, self.up[...])), self.down[...]), {}
+        """[..., D] to [..., D], with nothing to report; `key` is for parts that draw."""
+        return linear(jax.nn.gelu(linear(x, self.up[...])), self.down[...]), NOTHING
 
 
 def fan_in(key: Array, shape: tuple[int, ...], inputs: int) -> nnx.Param:

@@ -9,6 +9,7 @@ from icrl_jax.core import Array, TimeStep, Tree
 from icrl_jax.models.embeddings import EmbeddingConfig, by_step, interleave, make_embedding
 from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.kinds import ModelConfig, make_model
+from icrl_jax.models.layers import Aux
 
 TRANSITION, LINEAR = EmbeddingConfig(), ActionHeadConfig()
 
@@ -38,12 +39,10 @@ class Policy(nnx.Module):
         self.body = make_model(config, key_body)
         self.head = make_action_head(action_space, config.width, head, key_head)
 
-    def __call__(
-        self, carry: Tree, timesteps: TimeStep, key: Array | None = None
-    ) -> tuple[Tree, Prediction, dict[str, Array]]:
+    def __call__(self, carry: Tree, timesteps: TimeStep, key: Array | None = None) -> tuple[Tree, Prediction, Aux]:
         """Reads whole histories [B, T, ...], from an empty memory if `carry` is None; the prediction is [B, T, ...].
 
-        `key` is for what is drawn in training only. The dict holds what a method adds to its loss.
+        `key` is for what is drawn in training only. `Aux.losses` are for a method to add to its own.
         """
         carry, y_BTD, aux = self.read(carry, timesteps, key)
         return carry, self.head(y_BTD), aux

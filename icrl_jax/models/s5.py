@@ -14,13 +14,16 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from icrl_jax.models import average
 from icrl_jax.models.layers import (
+    NOTHING,
     Aux,
     LayerNorm,
     Precision,
     check_choices,
     check_sizes,
     fan_in,
+    gather,
     linear,
     precision,
     widened,
@@ -29,6 +32,7 @@ from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
 from icrl_jax.models.recurrence import advance, linear_recurrence, multiply
 from icrl_jax.models.recurrent import Recurrent
 
+Carry = tuple[tuple[Array, ...], ...]
 Kind = Literal["s5", "s4d"]
 Gate = Literal["full_glu", "half_glu1", "half_glu2"]
 Norm = Literal["pre", "post", "none"]
@@ -223,7 +227,7 @@ class Block(nnx.Module):
     def __init__(self, config: S5Config, key: Array):
         D = config.width
         key_ssm, key_value, key_gate, key_ffn = jax.random.split(key, 4)
-        self.form, self.place = config.gate, config.norm
+        self.form, self.place, self.has_mean = config.gate, config.norm, config.moe.task_hard_router
         self.ssm = KINDS[config.kind](config, key_ssm)
         self.gate = fan_in(key_gate, (D, D), D)
         self.value = fan_in(key_value, (D, D), D) if config.gate == "full_glu" else None
@@ -231,16 +235,27 @@ class Block(nnx.Module):
         self.ffn = feed_forward(config, key_ffn) if config.mlp_ratio else None
         self.ffn_norm = LayerNorm(D) if config.mlp_ratio and config.norm != "none" else None
 
-    def __call__(self, x: Array, recur: Callable[[Array, Array], Array], key: Array | None) -> tuple[Array, Array, Aux]:
-        """[..., D] to the states, the output and what the feed-forward part reports; `recur(a, b)` gives the states."""
+    def __call__(
+        self, x: Array, recur: Callable[[Array, Array], Array], total: Callable[[Array], Array], key: Array | None
+    ) -> tuple[tuple[Array, ...], Array, Aux]:
+        """[..., D] to what is remembered, the output and what the feed-forward part reports.
+
+        Args:
+            x: the residual stream.
+            recur: gives the states from `a` and what enters.
+            total: gives the running totals of what the feed-forward part reads; only where that has a use for them.
+            key: for what is drawn in training.
+        """
         u = self._normed(x, self.norm, "pre")
         a, b = self.ssm.transition()
         states = recur(a, self.ssm.drive(b, u))
         x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
         if self.ffn is None:
-            return states, x, {}
-        y, aux = self.ffn(self._normed(x, self.ffn_norm, "pre"), key)
-        return states, self._normed(x + y, self.ffn_norm, "post"), aux
+            return (states,), x, NOTHING
+        h = self._normed(x, self.ffn_norm, "pre")
+        totals = (total(h),) if self.has_mean else ()
+        y, aux = self.ffn(h, key, *map(average.mean, totals))
+        return (states, *totals), self._normed(x + y, self.ffn_norm, "post"), aux
 
     def _normed(self, x: Array, norm: LayerNorm | None, place: Norm) -> Array:
         return norm(x) if norm is not None and self.place == place else x
@@ -254,7 +269,8 @@ class Block(nnx.Module):
 
 
 class S5(Recurrent):
-    """A stack of state-space blocks; the carry is the states of each layer, L arrays [B, 2P].
+    """A stack of state-space blocks; the carry is what each layer remembers: its states [B, 2P], and with
+    `moe.task_hard_router` the total [B, D + 1] of what its experts read (`average.py`).
 
     Args:
         config: sizes.
@@ -266,44 +282,53 @@ class S5(Recurrent):
         self.blocks, self.last = make_blocks(Block, config, key)
         self.norm = LayerNorm(config.width) if config.norm == "pre" else None
 
-    def init_carry(self, batch: int) -> tuple[Array, ...]:
+    def init_carry(self, batch: int) -> Carry:
         """All states zero."""
-        return (jnp.zeros((batch, 2 * self.config.num_states)),) * self.config.num_layers
+        states, total = jnp.zeros((batch, 2 * self.config.num_states)), jnp.zeros((batch, self.config.width + 1))
+        blocks = [self.blocks] * self.config.num_layers
+        if self.last is not None:
+            blocks[-1] = self.last
+        return tuple((states, total) if block.has_mean else (states,) for block in blocks)
 
-    def step(
-        self, carry: tuple[Array, ...], x_BD: Array, reset_B: Array, episode_B: Array | None = None
-    ) -> tuple[tuple[Array, ...], Array]:
+    def _block(self, layer: int) -> Block:
+        return block_of((self.blocks, self.last), layer, self.config.num_layers)
+
+    def step(self, carry: Carry, x_BD: Array, reset_B: Array, episode_B: Array | None = None) -> tuple[Carry, Array]:
         """One input a row; where an episode starts without a reset is for inputs to tell."""
-        carry, y_BD, _ = self._through(carry, x_BD, lambda state, a, b: advance(a, b, state, reset_B), None)
+        recur = lambda state, a, b: advance(a, b, state, reset_B)
+        carry, y_BD, _ = self._through(carry, x_BD, recur, lambda total, h: average.add(total, h, reset_B), None)
         return carry, y_BD
 
     def __call__(
         self,
-        carry: tuple[Array, ...] | None,
+        carry: Carry | None,
         x_BTD: Array,
         reset_BT: Array,
         episode_BT: Array | None = None,
         key: Array | None = None,
-    ) -> tuple[tuple[Array, ...], Array, Aux]:
+    ) -> tuple[Carry, Array, Aux]:
         """Whole sequences; `carry=None` is that of `init_carry`. `key` is for what is drawn in training only: the noise
         of routers."""
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
-        x_TBD, recur = jnp.swapaxes(x_BTD, 0, 1), lambda state, a, b: linear_recurrence(a, b, state, reset_BT.T)
-        states, y_TBD, aux = self._through(carry, x_TBD, recur, key)
-        return tuple(state_TB2P[-1] for state_TB2P in states), jnp.swapaxes(y_TBD, 0, 1), aux
+        x_TBD, reset_TB = jnp.swapaxes(x_BTD, 0, 1), reset_BT.T
+        recur = lambda state, a, b: linear_recurrence(a, b, state, reset_TB)
+        add_up = lambda total, h: average.add_all(total, h, reset_TB)
+        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key)
+        aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
+        return jax.tree.map(lambda x: x[-1], memories), jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur, key):
-        """All blocks; `recur(state before, a, b)` gives the states."""
+    def _through(self, carry, x, recur, add_up, key):
+        """All blocks; `recur(state before, a, b)` gives the states, `add_up(total before, x)` the totals."""
 
-        def run(block, x, state, key):
-            return block(x, lambda a, b: recur(state, a, b), key)
+        def run(block, x, memory, key):
+            return block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
 
         run = jax.checkpoint(run) if self.config.remat else run
-        states, total, x = [], {}, x.astype(self.config.compute_dtype)
-        for layer, state in enumerate(carry):
-            block = block_of((self.blocks, self.last), layer, len(carry))
-            state, x, aux = run(block, x, state, None if key is None else jax.random.fold_in(key, layer))
-            states.append(state)
-            total = {name: total.get(name, 0.0) + value / len(carry) for name, value in aux.items()}
+        memories, reports, x = [], [], x.astype(self.config.compute_dtype)
+        for layer, memory in enumerate(carry):
+            key_layer = None if key is None else jax.random.fold_in(key, layer)
+            memory, x, aux = run(self._block(layer), x, memory, key_layer)
+            memories.append(memory)
+            reports.append(aux)
         x = widened(x)
-        return tuple(states), x if self.norm is None else self.norm(x), total
+        return tuple(memories), x if self.norm is None else self.norm(x), gather(reports)

@@ -71,6 +71,13 @@ def acted(case):
 read = jax.jit(lambda policy, timesteps: policy(None, timesteps)[1])
 
 
+@jax.jit
+def act(policy, timesteps):
+    """The same a step at a time, [T, 1, ...]."""
+    inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), timesteps)
+    return jax.lax.scan(policy.step, policy.body.init_carry(1), inputs)[1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_acting_through_its_own_history_equals_reading_it(case):
     policy, record, timesteps = acted(case)
@@ -85,9 +92,7 @@ def test_acting_through_its_own_history_equals_reading_it(case):
 @pytest.mark.parametrize("case", CASES)
 def test_step_matches_call(case):
     policy, _, timesteps = acted(case)
-    inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), timesteps)
-    scan = jax.jit(lambda policy, xs: jax.lax.scan(policy.step, policy.body.init_carry(1), xs)[1])
-    stepped, called = scan(policy, inputs), read(policy, timesteps)
+    stepped, called = act(policy, timesteps), read(policy, timesteps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[:, 0], b[0], atol=1e-5), stepped, called)
 
 
@@ -108,6 +113,21 @@ def test_future_has_zero_gradient(case):
     if getattr(CASES[case][1], "attend", "all") == "episode":
         episode = np.arange(T) // 5
         np.testing.assert_array_equal(reach[1:, 1:], np.tril(episode[:, None] == episode[None])[1:, 1:])
+
+
+@pytest.mark.parametrize("mark", ["reset", "terminated", "truncated"])
+def test_an_episode_begins_after_each_kind_of_end(mark):
+    """For a model that sees no earlier one, whether it reads or acts."""
+    policy, _, timesteps = acted("a token each, discrete, episodes marked")
+    begins_at, none = 4, jnp.zeros((1, T), bool)
+    marks = {name: none.at[:, begins_at].set(name == mark) for name in ("reset", "terminated", "truncated")}
+    ends = {name: marks[name] for name in ("terminated", "truncated")}
+    timesteps = timesteps._replace(prev=timesteps.prev._replace(**ends), reset=marks["reset"])
+    feedback = timesteps.prev.feedback + (np.arange(T) < begins_at).astype(np.float32)[None]
+    changed = timesteps._replace(prev=timesteps.prev._replace(feedback=feedback))
+    for run in (lambda seen: read(policy, seen).logits[0], lambda seen: act(policy, seen).logits[:, 0]):
+        differs = np.abs(run(changed) - run(timesteps)).max(axis=-1) > 1e-6
+        np.testing.assert_array_equal(differs, np.arange(T) < begins_at)
 
 
 def test_a_policy_greedily_takes_the_mode():

@@ -12,15 +12,27 @@ from contract import call, scan_step
 
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.kinds import make_model as make
+from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.s5 import S5Config
 
 B, D, T = 5, 7, 13
 S5_CONFIG = S5Config(width=D, num_layers=2, state_size=6)
+EXPERTS = MoEConfig(num_experts=5, num_task_experts=3, noise=True)
+HARD = MoEConfig(num_task_experts=5, task_hard_router=True)
+LAST = {"expert_layers": "last", "router": "tanh"}
 CONFIGS = {
     "s5": S5_CONFIG,
     "s4d": S5Config(width=D, num_layers=2, kind="s4d", state_size=4),
     "s5-post-ffn": S5Config(width=D, num_layers=2, state_size=6, norm="post", gate="half_glu1", mlp_ratio=2),
     "s5-remat": S5Config(width=D, num_layers=2, state_size=6, norm="none", gate="half_glu2", remat=True),
+    "s5-experts": S5Config(width=D, num_layers=2, state_size=6, mlp_ratio=2, moe=EXPERTS),
+    "s4d-last": S5Config(
+        width=D, num_layers=2, kind="s4d", state_size=4, mlp_ratio=2, moe=MoEConfig(num_experts=5, top_k=1, **LAST)
+    ),
+    "s5-hard": S5Config(width=D, num_layers=2, state_size=6, mlp_ratio=2, remat=True, moe=HARD),
+    "s5-hard-last": S5Config(
+        width=D, num_layers=2, state_size=6, mlp_ratio=2, norm="none", moe=dataclasses.replace(HARD, **LAST)
+    ),
     "gru": GRUConfig(width=D, num_layers=2),
     "lstm": GRUConfig(width=D, num_layers=2, cell="lstm"),
 }
@@ -125,6 +137,24 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
     assert jnp.isnan(call(model, None, spoiled, reset)[1][:, 2:4]).all()
     past = jax.jit(jax.grad(lambda x: jnp.sin(model(None, x, reset)[1][:, 4:]).sum()))
     assert_close(past(spoiled)[:, 4:], past(x)[:, 4:])
+
+
+def test_a_sequence_is_routed_by_the_mean_of_what_its_gate_has_seen():
+    """Since the last reset; without normalisation the output is what the experts read and what they make of it."""
+    config = dataclasses.replace(CONFIGS["s5-hard-last"], num_layers=1)
+    model, (x, reset) = make(config, jax.random.key(0)), make_inputs()
+    _, y, aux = jax.jit(lambda model: model(None, x, reset))(model)
+    h, means = aux.task_inputs[0], []
+    for b in range(B):
+        first = 0
+        for t in range(T):
+            first = t if reset[b, t] else first
+            means.append(np.asarray(h[b, first : t + 1], np.float64).mean(axis=0))
+    means = jnp.asarray(np.reshape(means, (B, T, D)), jnp.float32)
+    block = jax.tree.map(lambda p: p[0], model.blocks)
+    assert_close(y - h, block.ffn(h, None, means)[0])
+    by_token, by_mean = (np.asarray(block.ffn.task.gate.route(z.reshape(-1, D), 2, None).expert) for z in (h, means))
+    assert (by_token != by_mean).any()
 
 
 @every_model

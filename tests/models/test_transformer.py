@@ -18,6 +18,7 @@ from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.transformer import Transformer, TransformerConfig
 
 B, D, C, T = 7, 12, 5, 13
+EXPERTS = MoEConfig(num_experts=5, num_task_experts=3, noise=True)
 BASE = TransformerConfig(width=D, num_layers=2, num_heads=2, context_len=C, positions="none")
 CONFIGS = {
     "none": BASE,
@@ -26,6 +27,9 @@ CONFIGS = {
     "relative": dataclasses.replace(BASE, positions="relative", num_heads=4, num_kv_heads=2, sink="kv0"),
     "episodes": dataclasses.replace(BASE, positions="episodes", max_episode_len=7, sink="kv"),
     "apart": dataclasses.replace(BASE, positions="learned", attend="episode", sink="token", remat=True),
+    "k0v0": dataclasses.replace(BASE, positions="rotary", sink="k0v0"),
+    "experts": dataclasses.replace(BASE, positions="rotary", moe=EXPERTS),
+    "last": dataclasses.replace(BASE, sink="token", moe=dataclasses.replace(EXPERTS, expert_layers="last")),
 }
 every_model = pytest.mark.parametrize("name", CONFIGS)
 assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, atol=1e-5))
