@@ -5,19 +5,21 @@
 Both compute the same function, from any carry, with resets anywhere.
 
 Axes: B rows, T time, D width, H heads, G heads of keys and values, K head width, F feed-forward width, C cache length,
-L layers, R waves (sines and cosines of a distance).
+L layers, N candidates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from icrl_jax.models.attention import Sink, at_least_float32, attention, contained, for_queries
+from icrl_jax.models.attention import attention
+from icrl_jax.models.cache import Branches, Cache, Memory, Slots, heads_first, in_order, newest, next_slots, write
 from icrl_jax.models.layers import (
     Aux,
     LayerNorm,
@@ -30,14 +32,23 @@ from icrl_jax.models.layers import (
     widened,
 )
 from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
+from icrl_jax.models.plain_attention import contained
+from icrl_jax.models.positions import (
+    NUM_WAVES,
+    Place,
+    Rotation,
+    distance_scores,
+    last_true,
+    places,
+    rotation,
+    turned,
+    with_distances,
+)
+from icrl_jax.models.recall import recall
+from icrl_jax.models.sinks import SinkKind, SinkKV, learned_sink, sink_scores, token_sinks
 
 Positions = Literal["none", "learned", "rotary", "relative", "episodes"]
-SinkKind = Literal["none", "kv", "kv0", "k0v", "k0v0", "token"]
 Attend = Literal["all", "episode"]
-
-SinkKV = tuple[Array, Array] | None
-
-_NUM_WAVES = 32
 
 
 @dataclass(frozen=True)
@@ -139,44 +150,6 @@ class TransformerConfig:
             )
 
 
-class Place(NamedTuple):
-    """Where a row stands among its episodes."""
-
-    step: Array  # int32 [B]: inputs since the episode began
-    episode: Array  # int32 [B]: episodes before it since the last reset
-
-
-class Memory(NamedTuple):
-    """The last C inputs of each row, as keys and values, in a ring."""
-
-    index: Array  # int32 []: inputs so far; input i lives in slot i % C. One for all rows, whatever their resets
-    length: Array  # int32 [B]: inputs since the last reset; older ones are invisible
-    place: Place | None  # with positions="episodes"
-    k: tuple[Array, ...]  # L arrays [B, G, C, K]: heads first, so that a head's keys lie together when it recalls
-    v: tuple[Array, ...]  # L arrays [B, G, C, K]
-
-
-class Branches(NamedTuple):
-    """n imagined futures of each row of a `Memory`, which they share and never write."""
-
-    past: Memory
-    index: Array  # int32 []: inputs so far on the branches
-    length: Array  # int32 [B * n]
-    place: Place | None  # [B * n]
-    k: tuple[Array, ...]  # L arrays [B * n, G, depth, K]
-    v: tuple[Array, ...]  # L arrays [B * n, G, depth, K]
-
-
-class Rotation(NamedTuple):
-    """By which angle each pair of features is turned, float32 [B or 1, T, 1, K / 2]."""
-
-    cos: Array
-    sin: Array
-
-
-Cache = TypeVar("Cache", Memory, Branches)
-
-
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward. The cache lies between the two halves of attention, so it is split."""
 
@@ -196,7 +169,7 @@ class Block(nnx.Module):
         if config.positions == "relative":
             self.content_bias = nnx.Param(jnp.zeros((H, K)))
             self.distance_bias = nnx.Param(jnp.zeros((H, K)))
-            self.waves = fan_in(jax.random.fold_in(key_qkv, 1), (H, K, _NUM_WAVES), _NUM_WAVES)
+            self.waves = fan_in(jax.random.fold_in(key_qkv, 1), (H, K, NUM_WAVES), NUM_WAVES)
 
     def heads(self, x: Array) -> tuple[Array, Array, Array]:
         """[B, T, D] to queries [B, T, H, K], and keys and values [B, T, G, K]."""
@@ -309,10 +282,10 @@ class Transformer(nnx.Module):
 
         reset_BT, begins_BT = self._beginnings(reset_BT, episode_BT)
         time_T = jnp.arange(T, dtype=jnp.int32)
-        start_BT = _last_true(reset_BT, -length_B)
+        start_BT = last_true(reset_BT, -length_B)
         position_BT = time_T[None] - start_BT
         before = self._first_place(B) if carry is None else carry.place
-        place = None if before is None else _places(before, reset_BT, begins_BT)
+        place = None if before is None else places(before, reset_BT, begins_BT)
         x, turn = self._embed(x_BTD, position_BT, place, index + time_T[None])
 
         run = partial(_run_block, cfg)
@@ -345,24 +318,15 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         """Outputs for N alternative next inputs a row, and the cache, with the (only) input written if `commit`."""
         cfg = self.config
-        ring = carry if isinstance(carry, Memory) else carry.past
-        ages = [(ring.index - 1 - jnp.arange(cfg.context_len, dtype=jnp.int32)) % cfg.context_len + 1]
-        index, slot = ring.index, ring.index % cfg.context_len
-        if isinstance(carry, Branches):
-            ages = [ages[0] + carry.index, carry.index - jnp.arange(carry.k[0].shape[2], dtype=jnp.int32)]
-            index, slot = ring.index + carry.index, carry.index
-        # Slots of age 0 (about to be written) and C (about to be overwritten) are no past inputs that count.
-        oldest_B1 = jnp.minimum(carry.length, cfg.context_len - 1)[:, None]
-        visible = [(age[None] >= 1) & (age[None] <= oldest_B1) for age in ages]
-
+        slots = next_slots(carry)
         position_B1, place = jax.tree.map(lambda count: count[:, None], (carry.length, carry.place))
-        x, turn = self._embed(x_BND, position_B1, place, index[None, None])
+        x, turn = self._embed(x_BND, position_B1, place, slots.index[None, None])
         keys, values = list(carry.k), list(carry.v)
         for layer, sink in enumerate(self._sinks()):
-            past = (ring.k[layer], ring.v[layer]) if isinstance(carry, Branches) else None
-            caches = past, (keys[layer], values[layer])
+            past = (carry.past.k[layer], carry.past.v[layer]) if isinstance(carry, Branches) else None
+            last = keys[layer], values[layer]
             x, (keys[layer], values[layer]) = _next_block(
-                cfg, commit, self._block(layer), sink, x, Slots(slot, ages, visible, turn), caches
+                cfg, commit, self._block(layer), sink, x, slots, turn, past, last
             )
         return self.norm(widened(x)), tuple(keys), tuple(values)
 
@@ -374,23 +338,15 @@ class Transformer(nnx.Module):
         begins = reset if episode is None else reset | episode
         return (begins if self.config.attend == "episode" else reset), begins
 
-    def _sinks(self) -> list[SinkKV]:
+    def _sinks(self) -> Sequence[SinkKV]:
         """Key and value of each layer's sink, [G, K], functions of the weights alone."""
         cfg = self.config
         if cfg.sink == "none":
             return [None] * cfg.num_layers
         blocks = [self._block(layer) for layer in range(cfg.num_layers)]
-        if cfg.sink != "token":
-            zero = jnp.zeros((cfg.kv_heads, cfg.head_width))
-            learned = [(getattr(b, "sink_k", None), getattr(b, "sink_v", None)) for b in blocks]
-            value = lambda param: zero if param is None else param[...]
-            return [(value(k), value(v)) for k, v in learned]
-        sinks, x_11D = [], self.sink_token[...].astype(cfg.compute_dtype)[None, None]
-        for block in blocks:
-            _, k, v = block.heads(x_11D)
-            x_11D, _ = block.merge(x_11D, for_queries(v, cfg.num_heads))  # it sees itself only, so it finds its value
-            sinks.append((k[0, 0], v[0, 0]))
-        return sinks
+        if cfg.sink == "token":
+            return token_sinks(self.sink_token[...].astype(cfg.compute_dtype), blocks)
+        return [learned_sink(cfg, block) for block in blocks]
 
     def _embed(
         self, x_BTD: Array, position_BT: Array, place: Place | None, index_1T: Array
@@ -402,8 +358,8 @@ class Transformer(nnx.Module):
             row_BT = position_BT if place is None else place.step
             x_BTD = x_BTD + jnp.take(self.table[...], row_BT, axis=0, mode="clip").astype(x_BTD.dtype)
         if place is not None:
-            return x_BTD, _rotation(place.episode, cfg.head_width)
-        return x_BTD, _rotation(index_1T, cfg.head_width) if cfg.positions == "rotary" else None
+            return x_BTD, rotation(place.episode, cfg.head_width)
+        return x_BTD, rotation(index_1T, cfg.head_width) if cfg.positions == "rotary" else None
 
 
 class Span(NamedTuple):
@@ -411,15 +367,6 @@ class Span(NamedTuple):
 
     index: Array  # int32 []: inputs before the first
     start: Array  # int32 [B, T]: where the sequence of each began, counted from the first
-    turn: Rotation | None
-
-
-class Slots(NamedTuple):
-    """What `step` finds in the caches: the same for all blocks."""
-
-    slot: Array  # int32 []: of the cache that is written
-    ages: list[Array]  # int32 [C] of each cache: how many inputs ago a slot was written
-    visible: list[Array]  # bool [B, C] of each cache
     turn: Rotation | None
 
 
@@ -441,16 +388,16 @@ def _run_block(
     far = None
     if config.positions == "relative":
         q, far = block.distance_queries(q)
-    sink_scores = _sink_scores(q, sink)
-    q, k = _turned(q, span.turn), _turned(k, span.turn)
+    own_sink = sink_scores(q, sink)
+    q, k = turned(q, span.turn), turned(k, span.turn)
     if memory is not None:
-        k, v = (jnp.concatenate([_in_order(old, span.index), new], 1) for old, new in zip(memory, (k, v), strict=True))
+        k, v = (jnp.concatenate([in_order(old, span.index), new], 1) for old, new in zip(memory, (k, v), strict=True))
     seen = q, k
     if far is not None:
-        seen = _with_distances(q, far, k, span.index - past + jnp.arange(past + T, dtype=jnp.int32))
-    x_BTD, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, sink_scores), key)
+        seen = with_distances(q, far, k, span.index - past + jnp.arange(past + T, dtype=jnp.int32))
+    x_BTD, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, own_sink), key)
     k, v = contained(k, v)
-    return x_BTD, _ring(k, span.index + T, C), _ring(v, span.index + T, C), aux
+    return x_BTD, newest(k, span.index + T, C), newest(v, span.index + T, C), aux
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -461,185 +408,24 @@ def _next_block(
     sink: SinkKV,
     x_BND: Array,
     slots: Slots,
-    caches: tuple[tuple[Array, Array] | None, tuple[Array, Array]],
+    turn: Rotation | None,
+    past: tuple[Array, Array] | None,
+    last: tuple[Array, Array],
 ) -> tuple[Array, tuple[Array, Array]]:
     """One block for N alternative next inputs a row, and the last cache, with the (only) input written if `commit`."""
-    past, (keys, values) = caches
+    keys, values = last
     q, k, v = block.heads(x_BND)
     distances = None
     if config.positions == "relative":
         q, far = block.distance_queries(q)
         ages = jnp.zeros(1, jnp.int32), *slots.ages
-        distances = [_distance_scores(far, age, config.head_width) for age in ages]
-    sink_scores = _sink_scores(q, sink)
-    q, k = _turned(q, slots.turn), _turned(k, slots.turn)
+        distances = [distance_scores(far, age, config.head_width) for age in ages]
+    own_sink = sink_scores(q, sink)
+    q, k = turned(q, turn), turned(k, turn)
     if commit:
         new_k, new_v = contained(k, v)
-        keys = _write(keys, _heads_first(new_k), slots.slot)
-        values = _write(values, _heads_first(new_v), slots.slot)
+        keys = write(keys, heads_first(new_k), slots.slot)
+        values = write(values, heads_first(new_v), slots.slot)
     seen = [(keys, values)] if past is None else [past, (keys, values)]
-    x_BND, _ = block.merge(x_BND, _recall(q, k, v, seen, slots.visible, distances, sink_scores))
+    x_BND, _ = block.merge(x_BND, recall(q, k, v, seen, slots.visible, distances, own_sink))
     return x_BND, (keys, values)
-
-
-def _last_true(flag_BT: Array, before_B: Array) -> Array:
-    """The index of the last true flag up to each, or a number for those before the first."""
-    time_T = jnp.arange(flag_BT.shape[1], dtype=jnp.int32)
-    return lax.associative_scan(jnp.maximum, jnp.where(flag_BT, time_T[None], before_B[:, None]), axis=1)
-
-
-def _places(place: Place, reset_BT: Array, begins_BT: Array) -> Place:
-    """Step and episode of every input of some rows that go on from a place, [B, T]."""
-    time_T = jnp.arange(reset_BT.shape[1], dtype=jnp.int32)
-    step_BT = time_T[None] - _last_true(begins_BT, -place.step)
-    episode_BT = place.episode[:, None] + jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32)
-    at_reset_BT = lax.associative_scan(jnp.maximum, jnp.where(reset_BT, episode_BT, 0), axis=1)
-    return Place(step_BT, episode_BT - at_reset_BT)
-
-
-def _sink_scores(q_BTHK: Array, sink: SinkKV) -> Sink | None:
-    """The queries, not turned so that the sink is nowhere, with its key."""
-    if sink is None:
-        return None
-    k_GK, v_GK = sink
-    H, K = q_BTHK.shape[2:]
-    k_HK = for_queries(k_GK[None, None].astype(q_BTHK.dtype), H)[0, 0]
-    score_BTH = jnp.einsum("bthk,hk->bth", q_BTHK, k_HK, preferred_element_type=at_least_float32(q_BTHK.dtype))
-    return Sink(score_BTH * K**-0.5, v_GK)
-
-
-def _waves(index_S: Array, dtype: jnp.dtype) -> Array:
-    """Cosines and sines of each index, [S, R]."""
-    still = (jnp.arange(_NUM_WAVES) < _NUM_WAVES // 2).astype(jnp.float32)[None, None, None]
-    return _turned(still, _rotation(index_S[None], _NUM_WAVES))[0, :, 0].astype(dtype)
-
-
-def _with_distances(q_BTHK: Array, far_BTHR: Array, k_BSGK: Array, index_S: Array) -> tuple[Array, Array]:
-    """Queries and keys whose products are those of contents plus those of distances: attention as usual."""
-    T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    far_BTHR = _turned(far_BTHR, _rotation(index_S[None, -T:], _NUM_WAVES))
-    waves_BSGR = jnp.broadcast_to(_waves(index_S, k_BSGK.dtype)[None, :, None], (*k_BSGK.shape[:3], _NUM_WAVES))
-    # Attention divides by the root of the width that it is given.
-    q = jnp.concatenate([q_BTHK, far_BTHR], axis=-1) * ((K + _NUM_WAVES) / K) ** 0.5
-    return q, jnp.concatenate([k_BSGK, waves_BSGR], axis=-1)
-
-
-def _distance_scores(far_BNHR: Array, distance_C: Array, K: int) -> Array:
-    """What is added to the scores of keys so far back, float32 [B, N, H, C]."""
-    waves_CR, f32 = _waves(-distance_C, far_BNHR.dtype), at_least_float32(far_BNHR.dtype)
-    return jnp.einsum("cr,bnhr->bnhc", waves_CR, far_BNHR, preferred_element_type=f32) * K**-0.5
-
-
-def _recall(
-    q_BNHK: Array,
-    k_BNGK: Array,
-    v_BNGK: Array,
-    caches: list[tuple[Array, Array]],
-    visible: list[Array],
-    distances: list[Array] | None,
-    sink: Sink | None,
-) -> Array:
-    """Attention of every query to its own key, to all visible slots of some caches and to the sink.
-
-    A cache [R, G, C, K] may have fewer rows than there are queries, each then serving B / R of them. `distances` are
-    added to the scores, of the own keys [B, N, H, 1] and of the caches [B, N, H, C].
-    """
-    (B, N, H, K), G, f32 = q_BNHK.shape, k_BNGK.shape[2], at_least_float32(q_BNHK.dtype)
-    q = (q_BNHK * K**-0.5).reshape(B, N, G, H // G, K)
-    own_BNGJ1 = (q * k_BNGK[..., None, :]).sum(axis=-1, keepdims=True, dtype=f32)
-    scores = [own_BNGJ1.reshape(B, N, H, 1)]
-    for k_RGCK, _ in caches:
-        R, _, C, _ = k_RGCK.shape
-        # The cache comes first in the product: as the second operand, XLA would transpose it at every step.
-        s = jnp.einsum("rgck,rngjk->rgcnj", k_RGCK, q.reshape(R, -1, G, H // G, K), preferred_element_type=f32)
-        scores.append(s.transpose(0, 3, 1, 4, 2).reshape(B, N, H, C))
-    if distances is not None:
-        scores = [s + distance for s, distance in zip(scores, distances, strict=True)]
-    for i, visible_BC in enumerate(visible, start=1):
-        scores[i] = jnp.where(visible_BC[:, None, None], scores[i], -jnp.inf)
-    if sink is not None:
-        scores.append(sink.score_BTH[..., None])
-    p = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BNHK.dtype)
-    o_BNHK, first = p[..., :1] * for_queries(v_BNGK, H), 1
-    for _, v_RGCK in caches:
-        R, _, C, _ = v_RGCK.shape
-        p_RGNJC = jnp.swapaxes(p[..., first : first + C].reshape(R, -1, G, H // G, C), 1, 2)
-        o_RGMK = lax.dot_general(p_RGNJC.reshape(R, G, -1, C), v_RGCK, (((3,), (2,)), ((0, 1), (0, 1))))
-        o_RGNJK = o_RGMK.reshape(R, G, -1, H // G, K)
-        o_BNHK = o_BNHK + jnp.swapaxes(o_RGNJK, 1, 2).reshape(B, N, H, K)
-        first += C
-    if sink is not None:
-        o_BNHK = o_BNHK + p[..., first:] * for_queries(sink.v_GK[None, None], H).astype(p.dtype)
-    return o_BNHK
-
-
-@jax.custom_vjp
-def _write(cache_BHCK: Array, x_BH1K: Array, slot: Array) -> Array:
-    """One input into one slot of every row, in place."""
-    return _write_rows(cache_BHCK, x_BH1K, slot)
-
-
-def _write_backward(slot, d_BHCK):
-    dx_BH1K = lax.dynamic_slice_in_dim(d_BHCK, slot, 1, axis=2)
-    return _write_rows(d_BHCK, jnp.zeros_like(dx_BH1K), slot), dx_BH1K, None
-
-
-_write.defvjp(lambda cache, x, slot: (_write_rows(cache, x, slot), slot), _write_backward)
-
-
-@jax.custom_batching.custom_vmap
-def _write_rows(cache: Array, x: Array, slot: Array) -> Array:
-    """JAX would vmap this to a scatter even when all tasks share the slot; the axes in front of H only lead it."""
-    return lax.dynamic_update_slice_in_dim(cache, x, slot, axis=-2)
-
-
-@_write_rows.def_vmap
-def _write_tasks(num_tasks, batched, cache, x, slot):
-    if not batched[0]:
-        cache = jnp.broadcast_to(cache[None], (num_tasks, *cache.shape))
-    if not batched[1]:
-        x = jnp.broadcast_to(x[None], (num_tasks, *x.shape))
-    if batched[2]:
-        return jax.vmap(lambda c, x, s: lax.dynamic_update_slice_in_dim(c, x, s, axis=-2))(cache, x, slot), True
-    return _write_rows(cache, x, slot), True
-
-
-def _in_order(cache_BHCK: Array, index: Array) -> Array:
-    """The slots of a ring, oldest input first, after `index` inputs, [B, C, H, K]."""
-    return _heads_first(jnp.roll(cache_BHCK, -(index % cache_BHCK.shape[2]), axis=2))
-
-
-def _ring(x_BSHK: Array, index: Array, C: int) -> Array:
-    """The last C of the inputs so far, each in its slot of a ring; `index` counts them."""
-    x_BHSK = _heads_first(x_BSHK[:, -C:])
-    missing = C - x_BHSK.shape[2]
-    return jnp.roll(jnp.pad(x_BHSK, ((0, 0), (0, 0), (missing, 0), (0, 0))), index % C, axis=2)
-
-
-def _heads_first(x: Array) -> Array:
-    """[B, T, H, K] to [B, H, T, K], and back."""
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _rotation(index_BT: Array, K: int) -> Rotation:
-    """Angles proportional to the inputs' indices, [B, T] or [1, T], one for each pair of K features.
-
-    Turns are counted in units of 2^-32, in wrapping integers, so an endless rollout loses no precision.
-
-    References:
-        Jianlin Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
-    """
-    pairs = jnp.arange(K // 2, dtype=jnp.float32)
-    speed = jnp.round(10_000.0 ** (-2 * pairs / K) * (2**32 / (2 * jnp.pi))).astype(jnp.uint32)
-    turns = index_BT.astype(jnp.uint32)[..., None] * speed[None, None]
-    angle = (turns.astype(jnp.float32) * (2 * jnp.pi / 2**32))[:, :, None]
-    return Rotation(jnp.cos(angle), jnp.sin(angle))
-
-
-def _turned(x_BTHK: Array, turn: Rotation | None) -> Array:
-    """Each pair of features turned by its angle."""
-    if turn is None:
-        return x_BTHK
-    a, b = jnp.split(widened(x_BTHK), 2, axis=-1)
-    cos, sin = turn.cos.astype(a.dtype), turn.sin.astype(a.dtype)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x_BTHK.dtype)

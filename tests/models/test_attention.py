@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icrl_jax.models import attention as module
-from icrl_jax.models.attention import Sink, attention, blocked_attention, plain_attention
+from icrl_jax.models import blocked_attention as module
+from icrl_jax.models.attention import attention
+from icrl_jax.models.blocked_attention import blocked_attention
+from icrl_jax.models.plain_attention import Sink, plain_attention
 
 B, H, K = 3, 2, 5
 

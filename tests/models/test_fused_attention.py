@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icrl_jax.models.attention import Sink, _fused_attention, plain_attention
+from icrl_jax.models.fused_attention import fused_attention
+from icrl_jax.models.plain_attention import Sink, plain_attention
 
 B, H, K = 3, 2, 5
 
@@ -27,7 +28,7 @@ def test_fused_equals_plain_for_odd_and_even_lengths(getkey, T, S, heads, width,
         return (o * weight).sum(), o
 
     both = jax.jit(lambda args: [jax.grad(partial(loss, f), has_aux=True)(args) for f in functions])
-    functions = _fused_attention, plain_attention
+    functions = fused_attention, plain_attention
     (fused, o), (plain, o_plain) = jax.device_get(both(args))
     np.testing.assert_allclose(o, o_plain, rtol=1e-5, atol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), fused, plain)
