@@ -40,7 +40,8 @@ def plain_attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, start_BT: Array
         s_BHTS = jnp.concatenate([jnp.moveaxis(sink.score_BTH, 1, 2)[..., None].astype(f32), s_BHTS], axis=-1)
         v_BSHK = jnp.concatenate([in_all_rows(for_queries(sink.v_GK[None, None], H), v_BSHK), v_BSHK], axis=1)
     p_BHTS = jax.nn.softmax(s_BHTS, axis=-1)
-    return jnp.einsum("bhts,bshk->bthk", p_BHTS.astype(q_BTHK.dtype), v_BSHK)
+    o_BTHK = jnp.einsum("bhts,bshk->bthk", p_BHTS.astype(q_BTHK.dtype), v_BSHK, preferred_element_type=f32)
+    return o_BTHK.astype(q_BTHK.dtype)
 
 
 def for_queries(x_BSGK: Array, H: int) -> Array:

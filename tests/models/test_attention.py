@@ -151,6 +151,28 @@ def test_nan_reaches_only_the_queries_that_see_it(form, which, bad):
     )
 
 
+def test_few_queries_on_a_long_cache_hold_few_scores():
+    """So many queries that the scores of one block of them would be far more than all keys and values."""
+    T, S, heads, width = 64, 16_384, 8, 4
+    q, k = jnp.zeros((1, T, heads, width)), jnp.zeros((1, S, heads, width))
+    f = lambda q, k, v: attention(q, k, v, jnp.zeros((1, T), jnp.int32)).sum()
+    scores = 4 * heads * T * S
+    for g, share in (f, 4), (jax.grad(f, argnums=(0, 1, 2)), 2):
+        memory = jax.jit(g).lower(q, k, k).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < scores / share
+
+
+def test_all_products_are_summed_in_float32():
+    """Of the definition and of the blocks, forward and backward, where inputs are half as precise."""
+    q, k, v, start, _ = make_inputs(7, 11)
+    half = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    blocks = lambda *qkv: blocked_attention(*qkv, start)[0].astype(jnp.float32).sum()
+    plain = str(jax.make_jaxpr(plain_attention)(*half, start))
+    blocked = str(jax.make_jaxpr(jax.grad(blocks, argnums=(0, 1, 2)))(*half))
+    for program, products in (plain, 2), (blocked, 7):
+        assert program.count("dot_general[") == program.count("preferred_element_type=float32") == products
+
+
 def test_every_query_sees_itself():
     q, k, v, _, _ = make_inputs(7, 7)
     alone = attention(q, k, v, jnp.full((B, 7), 99, jnp.int32))

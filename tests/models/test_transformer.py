@@ -165,6 +165,34 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
     np.testing.assert_allclose(after[:, : T - 4], clean[:, 4:], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rotary", "relative", "apart"])
+def test_nan_before_a_reset_reaches_no_gradient_past_it(name):
+    """Of steps, branches and candidates that follow a reset in a memory full of NaN; that of what was is zero."""
+    model, none = make_model(name), beginnings()
+    x, now = make_inputs()[0], beginnings(0)[:, :3]
+    empty = model.init_carry(B)
+    index = jnp.int32(T)
+    spoiled = call(model, empty, np.full_like(x, np.nan), none, none)[0]
+    assert np.isnan(spoiled.k[0]).all()
+
+    @jax.jit
+    @jax.grad
+    def gradient(args, carry):
+        model, x, k = args
+        carry, stepped = scan_step(model, carry._replace(k=k), x[:, :3], now, none[:, :3])
+        twice = lambda rows: jnp.repeat(rows, 2, axis=0)
+        branches, branched = scan_step(
+            model, model.branch(carry, 2, 4), twice(x[:, 3:7]), *(twice(beginnings(2)[:, :4]),) * 2
+        )
+        peeked = model.peek(carry, x[:, 7:9]), model.peek(branches, twice(x[:, 9:11]))
+        return sum(jnp.sin(y).sum() for y in (stepped, branched, *peeked))
+
+    clean = gradient((model, x, empty.k), empty._replace(index=index))
+    found = gradient((model, x, spoiled.k), spoiled._replace(place=empty.place))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), jax.tree.leaves(found), jax.tree.leaves(clean))
+    assert not any(np.any(k) for k in found[2])
+
+
 @pytest.mark.parametrize("name", ["rotary", "relative"])
 def test_index_far_along_is_exact(name):
     """Angles depend on differences of indices only, even where float32 cannot count and turns have wrapped."""
