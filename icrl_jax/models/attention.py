@@ -50,7 +50,7 @@ def attention(
     start_BT = jnp.clip(start_BT, earliest_T[None], own_T[None])
 
     if jax.default_backend() != "cpu":
-        return fused_attention(q_BTHK, k_BSGK, v_BSGK, start_BT, sink)
+        return fused_attention(q_BTHK, k_BSGK, v_BSGK, start_BT, window, sink)
     H = q_BTHK.shape[2]
     k_BSHK, v_BSHK = for_queries(k_BSGK, H), for_queries(v_BSGK, H)
     o_BTHK, log_z_BTH1 = blocked_attention(q_BTHK, k_BSHK, v_BSHK, start_BT, window)  # type: ignore[misc]
