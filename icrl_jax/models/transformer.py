@@ -8,7 +8,7 @@ Axes: B rows, T time, D width, H heads, G heads of keys and values, K head width
 L layers, N candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -73,8 +73,7 @@ class TransformerConfig:
             that sees only itself, "token". Positions do not concern it.
         attend: "all" inputs of the context, or "episode": none of earlier episodes, as if each began with a reset.
         max_episode_len: rows of the table of positions="episodes", so no episode may be longer; None is `context_len`.
-        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down; XLA on CPU
-            undoes it.
+        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down.
         moe: experts in the place of the feed-forward parts; none by default.
     """
 
@@ -288,16 +287,18 @@ class Transformer(nnx.Module):
         place = None if before is None else places(before, reset_BT, begins_BT)
         x, turn = self._embed(x_BTD, position_BT, place, index + time_T[None])
 
-        run = partial(_run_block, cfg)
-        run = jax.checkpoint(run) if cfg.remat else run
+        layers = []
+        for i, sink in enumerate(self._sinks()):
+            memory = None if carry is None else (carry.k[i], carry.v[i])
+            layers.append(Layer(self._block(i), sink, memory, None if key is None else jax.random.fold_in(key, i)))
+        run = partial(_run_block, cfg, Span(index, start_BT, turn))
         keys, values, aux = [], [], {}
-        for layer, sink in enumerate(self._sinks()):
-            memory = None if carry is None else (carry.k[layer], carry.v[layer])
-            key_layer = None if key is None else jax.random.fold_in(key, layer)
-            x, k, v, block_aux = run(self._block(layer), sink, x, Span(index, start_BT, turn), memory, key_layer)
-            aux = {name: aux.get(name, 0.0) + value / cfg.num_layers for name, value in block_aux.items()}
-            keys.append(k)
-            values.append(v)
+        for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
+            x, found = (_run_and_forget if cfg.remat else _run_all)(run, x, alike)
+            for k, v, losses in found:
+                aux = {name: aux.get(name, 0.0) + value / cfg.num_layers for name, value in losses.items()}
+                keys.append(k)
+                values.append(v)
         if place is not None:
             place = Place(place.step[:, -1] + 1, place.episode[:, -1])
         carry = Memory(index + T, position_BT[:, -1] + 1, place, tuple(keys), tuple(values))
@@ -370,18 +371,43 @@ class Span(NamedTuple):
     turn: Rotation | None
 
 
+class Layer(NamedTuple):
+    """What each block has of its own."""
+
+    block: Block
+    sink: SinkKV
+    memory: tuple[Array, Array] | None  # keys and values, in a ring
+    key: Array | None
+
+
+Found = tuple[Array, Array, Aux]  # by a block: its new memory, and its losses
+Run = Callable[[Array, Layer], tuple[Array, Found]]
+
+
+def _run_all(run: Run, x_BTD: Array, layers: list[Layer]) -> tuple[Array, list[Found]]:
+    found = []
+    for layer in layers:
+        x_BTD, of_layer = run(x_BTD, layer)
+        found.append(of_layer)
+    return x_BTD, found
+
+
+def _run_and_forget(run: Run, x_BTD: Array, layers: list[Layer]) -> tuple[Array, list[Found]]:
+    """Computes each block again in the backward pass, which needs the blocks' inputs only.
+
+    In a loop over layers of equal shapes, whose backward pass is another loop: XLA on CPU removes the barriers of
+    `jax.checkpoint`, and then joins what is computed again with what was computed, wherever it sees both.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    x_BTD, found = lax.scan(jax.checkpoint(run, prevent_cse=False), x_BTD, stacked)
+    return x_BTD, [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(layers))]
+
+
 # Blocks are functions of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.
 @partial(jax.jit, static_argnums=0)
-def _run_block(
-    config: TransformerConfig,
-    block: Block,
-    sink: SinkKV,
-    x_BTD: Array,
-    span: Span,
-    memory: tuple[Array, Array] | None,
-    key: Array | None,
-) -> tuple[Array, Array, Array, Aux]:
+def _run_block(config: TransformerConfig, span: Span, x_BTD: Array, layer: Layer) -> tuple[Array, Found]:
     """One block over whole sequences that follow a memory: its outputs, its new memory and its losses."""
+    block, sink, memory, key = layer
     T, C = x_BTD.shape[1], config.context_len
     past = 0 if memory is None else C  # how many keys precede the first input
     q, k, v = block.heads(x_BTD)
@@ -397,7 +423,7 @@ def _run_block(
         seen = with_distances(q, far, k, span.index - past + jnp.arange(past + T, dtype=jnp.int32))
     x_BTD, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, own_sink), key)
     k, v = contained(k, v)
-    return x_BTD, newest(k, span.index + T, C), newest(v, span.index + T, C), aux
+    return x_BTD, (newest(k, span.index + T, C), newest(v, span.index + T, C), aux)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

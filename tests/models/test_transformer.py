@@ -280,12 +280,33 @@ def test_blocks_are_lowered_once_for_all_layers(experts):
         assert program.count(f"func.func private @{name}") == (2 if experts else 1)
 
 
-def test_remat_changes_neither_values_nor_gradients():
-    inputs = make_inputs()
-    loss = jax.jit(jax.value_and_grad(lambda model: jnp.sin(model(None, *inputs)[1]).sum()))
-    (y, dy), (y_remat, dy_remat) = (loss(make_model("relative", remat=remat)) for remat in (False, True))
-    np.testing.assert_allclose(y_remat, y, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_remat), jax.tree.leaves(dy))
+@pytest.mark.parametrize("expert_layers", ["all", "last"])
+def test_remat_changes_neither_values_nor_gradients(expert_layers):
+    """Nor the memory, the losses of experts and what their routers draw."""
+    inputs, options = make_inputs(), dict(num_layers=3, moe=MoEConfig(3, expert_layers=expert_layers, noise=True))
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(model, carry):
+        carry, y, aux = model(carry, *inputs, jax.random.key(5))
+        return jnp.sin(y).sum() + sum(aux.values()), (carry, aux)
+
+    models = [make_model("relative", remat=remat, **options) for remat in (False, True)]
+    (found, dy), (found_again, dy_again) = (loss(model, used_carry(models[0])) for model in models)
+    assert_close(found_again, found)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_again), jax.tree.leaves(dy))
+
+
+def test_remat_saves_memory():
+    """Of 8 layers, all but what enters each."""
+    inputs = jnp.zeros((1, 1031, 24)), jnp.zeros((1, 1031), bool)
+
+    def memory(remat):
+        config = TransformerConfig(24, 8, 2, context_len=1031, positions="none", remat=remat)
+        gradient = jax.jit(jax.grad(lambda model: model(None, *inputs)[1].sum()))
+        return gradient.lower(new_model(config, jax.random.key(0))).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(True) < memory(False) / 3
 
 
 def test_residual_variance_does_not_grow_with_depth():
