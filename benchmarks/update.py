@@ -1,5 +1,6 @@
 """One update of DPT, data and all, against the same network, batch and optimiser in PyTorch."""
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from benchmarks.measure import Row, faster, in_turn, milliseconds
 from icrl_jax.methods.dpt import DPTConfig, dpt
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models import transformer
-from icrl_jax.models.attention import plain_attention
+from icrl_jax.models.plain_attention import plain_attention
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.train import Schedule, compile_chunk, init_seeds
 
@@ -102,7 +103,7 @@ def our_updates(size: Size, naive: bool = False) -> Callable[[], None]:
     method = dpt(icrl_envs.make("gaussian_bandit"), replace(size.config, num_updates=size.updates))
     keys = jax.random.key(0)[None]
     state = init_seeds(keys, method)
-    with mock.patch.object(transformer, "attention", naive_attention if naive else transformer.attention):
+    with with_naive_attention() if naive else contextlib.nullcontext():
         chunk = compile_chunk(method, Schedule(1, size.updates), keys, state)
 
     def run() -> None:
@@ -111,6 +112,15 @@ def our_updates(size: Size, naive: bool = False) -> Callable[[], None]:
         jax.block_until_ready(log)
 
     return run
+
+
+@contextlib.contextmanager
+def with_naive_attention() -> Iterator[None]:
+    """What a block was traced to before is forgotten, and so is afterwards what it was traced to within."""
+    jax.clear_caches()
+    with mock.patch.object(transformer, "attention", naive_attention):
+        yield
+    jax.clear_caches()
 
 
 def naive_attention(q_BTHK, k_BSHK, v_BSHK, start_BT, window=None, sink=None):

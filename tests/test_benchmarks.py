@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -177,8 +178,11 @@ def test_naive_attention_gives_the_same_update(monkeypatch):
     size = update.QUICK["tiny"]
     policy, batch = _policy_and_batch(size.config.model)
     (blocked, _), blocked_grad = _loss_and_gradient(policy, batch)
-    monkeypatch.setattr(update.transformer, "attention", update.naive_attention)
-    (naive, _), naive_grad = _loss_and_gradient(policy, batch)
+    attend = mock.Mock(wraps=update.naive_attention)
+    monkeypatch.setattr(update, "naive_attention", attend)
+    with update.with_naive_attention():
+        (naive, _), naive_grad = _loss_and_gradient(policy, batch)
+    assert attend.called
     np.testing.assert_allclose(blocked, naive, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), blocked_grad, naive_grad)
 

@@ -40,6 +40,11 @@ def widened(x: Array) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
+def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    """What products of such arrays are summed in."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def check_sizes(config: Any, *options: str) -> None:
     """Refuses options that are not positive integers."""
     for option in options:

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icrl_jax.models import attention as module
-from icrl_jax.models.attention import Sink, attention, blocked_attention, plain_attention
+from icrl_jax.models import blocked_attention as module
+from icrl_jax.models.attention import attention
+from icrl_jax.models.blocked_attention import blocked_attention
+from icrl_jax.models.plain_attention import Sink, plain_attention
 
 B, H, K = 3, 2, 5
 
@@ -147,6 +149,28 @@ def test_nan_reaches_only_the_queries_that_see_it(form, which, bad):
         gradient(spoiled),
         gradient(qkv),
     )
+
+
+def test_few_queries_on_a_long_cache_hold_few_scores():
+    """So many queries that the scores of one block of them would be far more than all keys and values."""
+    T, S, heads, width = 64, 16_384, 8, 4
+    q, k = jnp.zeros((1, T, heads, width)), jnp.zeros((1, S, heads, width))
+    f = lambda q, k, v: attention(q, k, v, jnp.zeros((1, T), jnp.int32)).sum()
+    scores = 4 * heads * T * S
+    for g, share in (f, 4), (jax.grad(f, argnums=(0, 1, 2)), 2):
+        memory = jax.jit(g).lower(q, k, k).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < scores / share
+
+
+def test_all_products_are_summed_in_float32():
+    """Of the definition and of the blocks, forward and backward, where inputs are half as precise."""
+    q, k, v, start, _ = make_inputs(7, 11)
+    half = tuple(x.astype(jnp.bfloat16) for x in (q, k, v))
+    blocks = lambda *qkv: blocked_attention(*qkv, start)[0].astype(jnp.float32).sum()
+    plain = str(jax.make_jaxpr(plain_attention)(*half, start))
+    blocked = str(jax.make_jaxpr(jax.grad(blocks, argnums=(0, 1, 2)))(*half))
+    for program, products in (plain, 2), (blocked, 7):
+        assert program.count("dot_general[") == program.count("preferred_element_type=float32") == products
 
 
 def test_every_query_sees_itself():

@@ -169,6 +169,34 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
     np.testing.assert_allclose(after[:, : T - 4], clean[:, 4:], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rotary", "relative", "apart"])
+def test_nan_before_a_reset_reaches_no_gradient_past_it(name):
+    """Of steps, branches and candidates that follow a reset in a memory full of NaN; that of what was is zero."""
+    model, none = make_model(name), beginnings()
+    x, now = make_inputs()[0], beginnings(0)[:, :3]
+    empty = model.init_carry(B)
+    index = jnp.int32(T)
+    spoiled = call(model, empty, np.full_like(x, np.nan), none, none)[0]
+    assert np.isnan(spoiled.k[0]).all()
+
+    @jax.jit
+    @jax.grad
+    def gradient(args, carry):
+        model, x, k = args
+        carry, stepped = scan_step(model, carry._replace(k=k), x[:, :3], now, none[:, :3])
+        twice = lambda rows: jnp.repeat(rows, 2, axis=0)
+        branches, branched = scan_step(
+            model, model.branch(carry, 2, 4), twice(x[:, 3:7]), *(twice(beginnings(2)[:, :4]),) * 2
+        )
+        peeked = model.peek(carry, x[:, 7:9]), model.peek(branches, twice(x[:, 9:11]))
+        return sum(jnp.sin(y).sum() for y in (stepped, branched, *peeked))
+
+    clean = gradient((model, x, empty.k), empty._replace(index=index))
+    found = gradient((model, x, spoiled.k), spoiled._replace(place=empty.place))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), jax.tree.leaves(found), jax.tree.leaves(clean))
+    assert not any(np.any(k) for k in found[2])
+
+
 @pytest.mark.parametrize("name", ["rotary", "relative"])
 def test_index_far_along_is_exact(name):
     """Angles depend on differences of indices only, even where float32 cannot count and turns have wrapped."""
@@ -256,12 +284,33 @@ def test_blocks_are_lowered_once_for_all_layers(experts):
         assert program.count(f"func.func private @{name}") == (2 if experts else 1)
 
 
-def test_remat_changes_neither_values_nor_gradients():
-    inputs = make_inputs()
-    loss = jax.jit(jax.value_and_grad(lambda model: jnp.sin(model(None, *inputs)[1]).sum()))
-    (y, dy), (y_remat, dy_remat) = (loss(make_model("relative", remat=remat)) for remat in (False, True))
-    np.testing.assert_allclose(y_remat, y, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_remat), jax.tree.leaves(dy))
+@pytest.mark.parametrize("expert_layers", ["all", "last"])
+def test_remat_changes_neither_values_nor_gradients(expert_layers):
+    """Nor the memory, the losses of experts and what their routers draw."""
+    inputs, options = make_inputs(), dict(num_layers=3, moe=MoEConfig(3, expert_layers=expert_layers, noise=True))
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(model, carry):
+        carry, y, aux = model(carry, *inputs, jax.random.key(5))
+        return jnp.sin(y).sum() + sum(aux.values()), (carry, aux)
+
+    models = [make_model("relative", remat=remat, **options) for remat in (False, True)]
+    (found, dy), (found_again, dy_again) = (loss(model, used_carry(models[0])) for model in models)
+    assert_close(found_again, found)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_again), jax.tree.leaves(dy))
+
+
+def test_remat_saves_memory():
+    """Of 8 layers, all but what enters each."""
+    inputs = jnp.zeros((1, 1031, 24)), jnp.zeros((1, 1031), bool)
+
+    def memory(remat):
+        config = TransformerConfig(24, 8, 2, context_len=1031, positions="none", remat=remat)
+        gradient = jax.jit(jax.grad(lambda model: model(None, *inputs)[1].sum()))
+        return gradient.lower(new_model(config, jax.random.key(0))).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(True) < memory(False) / 3
 
 
 def test_residual_variance_does_not_grow_with_depth():
