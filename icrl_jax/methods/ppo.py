@@ -136,7 +136,7 @@ def ppo_learner(env: Environment, config: PPOConfig) -> Learner:
         state, record, _ = play_and_learn(env, config, state, key)
         return state, record
 
-    return Learner(init, learn)
+    return Learner(partial(init), partial(learn))  # a pytree, as collectors want it
 
 
 def ppo(env: TaskFamily, config: PPOConfig) -> Method:
@@ -341,6 +341,6 @@ def loss(
         gain = jnp.minimum(gain, jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio) * advantage)
     policy_loss, value_loss = -gain.mean(), value.loss(batch.ret).mean()
     entropy = prediction.entropy(key).mean()
-    total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy + sum(aux.values())
-    log = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "loss": total, **aux}
+    total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy + sum(aux.losses.values())
+    log = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "loss": total, **aux.losses}
     return total, {**log, "kl": (ratio - 1 - log_ratio).mean(), "ratio_gap": jnp.abs(ratio - 1).max()}

@@ -153,7 +153,7 @@ def sac_learner(env: Environment, config: SACConfig) -> Learner:
         extra = {"rollouts": rollouts, "buffer": buffer, "targets": targets}
         return TrainState(weights, opt_state, extra, None, state.step + 1), record
 
-    return Learner(init, learn)
+    return Learner(partial(init), partial(learn))  # a pytree, as collectors want it
 
 
 def explorer(actor: Policy, random: Array | bool = False) -> Agent:

@@ -8,6 +8,7 @@ from icrl_jax.core import Array, TimeStep, Tree
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.heads import ActionHeadConfig, Prediction, Scalar, TwoHot, ValueHeadConfig, make_value_head
 from icrl_jax.models.kinds import ModelConfig
+from icrl_jax.models.layers import Aux
 from icrl_jax.models.policy import Policy
 
 Opinion = tuple[Prediction, Scalar | TwoHot]
@@ -36,7 +37,7 @@ class ActorCritic(nnx.Module):
         self.policy = Policy(config, obs_space, action_space, key_policy, embedding, head)
         self.critic = make_value_head(config.width, value, key_critic)
 
-    def __call__(self, carry: Tree, timesteps: TimeStep) -> tuple[Tree, Opinion, dict[str, Array]]:
+    def __call__(self, carry: Tree, timesteps: TimeStep) -> tuple[Tree, Opinion, Aux]:
         """Reads whole histories [B, T, ...], and says the same as `step`: nothing is drawn."""
         carry, y_BTD, aux = self.policy.read(carry, timesteps)
         return carry, (self.policy.head(y_BTD), self.critic(y_BTD)), aux

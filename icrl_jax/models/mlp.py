@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from icrl_jax.models.layers import Aux, Precision, check_choices, check_sizes, fan_in, linear, precision, widened
+from icrl_jax.models.layers import (
+    NOTHING,
+    Aux,
+    Precision,
+    check_choices,
+    check_sizes,
+    fan_in,
+    linear,
+    precision,
+    widened,
+)
 from icrl_jax.models.recurrent import Recurrent
 
 Activation = Literal["tanh", "relu", "gelu"]
@@ -85,7 +95,7 @@ class MLP(Recurrent):
         key: Array | None = None,
     ) -> tuple[tuple[()], Array, Aux]:
         """Whole sequences, each input by itself."""
-        return (), self._through(x_BTD), {}
+        return (), self._through(x_BTD), NOTHING
 
     def _through(self, x: Array) -> Array:
         activation = jnp.tanh if self.config.activation == "tanh" else getattr(jax.nn, self.config.activation)

@@ -39,12 +39,15 @@ class Policy(nnx.Module):
         self.body = make_model(config, key_body)
         self.head = make_action_head(action_space, config.width, head, key_head)
 
-    def __call__(self, carry: Tree, timesteps: TimeStep, key: Array | None = None) -> tuple[Tree, Prediction, Aux]:
+    def __call__(
+        self, carry: Tree, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
+    ) -> tuple[Tree, Prediction, Aux]:
         """Reads whole histories [B, T, ...], from an empty memory if `carry` is None; the prediction is [B, T, ...].
 
-        `key` is for what is drawn in training only. `Aux.losses` are for a method to add to its own.
+        `key` is for what is drawn in training only. `mask` is the probability with which a token is hidden, that is
+        zero; it needs a key. `Aux.losses` are for a method to add to its own.
         """
-        carry, y_BTD, aux = self.read(carry, timesteps, key)
+        carry, y_BTD, aux = self.read(carry, timesteps, key, mask)
         return carry, self.head(y_BTD), aux
 
     def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Prediction]:
@@ -52,9 +55,14 @@ class Policy(nnx.Module):
         carry, y_BD = self.read_step(carry, timestep)
         return carry, self.head(y_BD)
 
-    def read(self, carry: Tree, timesteps: TimeStep, key: Array | None = None) -> tuple[Tree, Array, dict[str, Array]]:
+    def read(
+        self, carry: Tree, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
+    ) -> tuple[Tree, Array, Aux]:
         """`__call__` up to the head: what the model says after each input [B, T, D], for other heads to read."""
         x, reset, episode = interleave(self.embed(timesteps), timesteps.reset, _begins(timesteps))
+        if mask:
+            key_mask, key = jax.random.split(key)  # type: ignore[arg-type]
+            x = jnp.where(jax.random.bernoulli(key_mask, mask, x.shape[:2])[..., None], 0, x)
         carry, y, aux = self.body(carry, x, reset, episode, key)
         return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
 

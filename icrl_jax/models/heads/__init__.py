@@ -4,7 +4,7 @@ A head is a module from y [..., D] to a prediction, a pytree of float32 arrays t
 """
 
 from icrl_jax.models.heads.actions import ActionHeadConfig, make_action_head
-from icrl_jax.models.heads.distributions import Bins, Categorical, Prediction, TanhGaussian
+from icrl_jax.models.heads.distributions import INSIDE, Bins, Categorical, Prediction, TanhGaussian
 from icrl_jax.models.heads.dynamics import Dynamics, DynamicsHeadConfig, make_dynamics_head
 from icrl_jax.models.heads.values import (
     Scalar,
@@ -16,6 +16,7 @@ from icrl_jax.models.heads.values import (
 )
 
 __all__ = [
+    "INSIDE",
     "ActionHeadConfig",
     "Bins",
     "Categorical",

@@ -1,8 +1,9 @@
 """Predictions of actions: distributions, pytrees of float32 arrays that map and scan.
 
-They share five functions and a mode, so that whoever trains and acts need not know the kind:
+They share seven functions, so that whoever trains and acts need not know the kind:
 
     sample(key) -> choice       log_prob(choice)       entropy(key)       mode() -> choice
+    tempered(temperature) -> a prediction nearer to the mode, below 1, or further from it
     decode(choice) -> action    encode(action) -> choice
 
 The choice is what a policy's log-probability is about, and what to keep for a later update: the index of an action, a
@@ -48,6 +49,9 @@ class Categorical(NamedTuple):
     def mode(self) -> Array:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
+    def tempered(self, temperature: Array) -> "Categorical":
+        return Categorical(self.logits / temperature)
+
     def decode(self, choice: Array) -> Array:
         return choice
 
@@ -91,6 +95,9 @@ class TanhGaussian:
         """The mean of u, so the median of the action in each dimension; the mode of u, not of a wide density."""
         return self.mean
 
+    def tempered(self, temperature: Array) -> "TanhGaussian":
+        return self.replace(log_sd=self.log_sd + jnp.log(temperature))  # type: ignore[attr-defined]
+
     def decode(self, choice: Array) -> Array:
         low, high = along(self.low, choice), along(self.high, choice)
         return jnp.clip(low + (high - low) * 0.5 * (1 + jnp.tanh(choice)), low, high)
@@ -130,6 +137,9 @@ class Bins:
 
     def mode(self) -> Array:
         return Categorical(self.logits).mode()
+
+    def tempered(self, temperature: Array) -> "Bins":
+        return self.replace(logits=self.logits / temperature)  # type: ignore[attr-defined]
 
     def decode(self, choice: Array) -> Array:
         share = (choice.astype(self.logits.dtype) + 0.5) / self.logits.shape[-1]
