@@ -1,6 +1,7 @@
 """The in-context agent: a trained model that steps through its own history, one token an act, weights frozen."""
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Tree
@@ -9,7 +10,7 @@ from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 
 
-def in_context(policy: Tree, greedy: bool = False) -> Agent:
+def in_context(policy: Tree, greedy: bool = False, temperature: float = 1.0) -> Agent:
     """Acts by a model with `step(carry, timestep[B]) -> (carry, prediction[B])`, reading each input once.
 
     It sees the last `context_len` inputs of a sequence. In longer ones than it was trained on, the query has left its
@@ -18,11 +19,18 @@ def in_context(policy: Tree, greedy: bool = False) -> Agent:
     Args:
       policy: the model, a pytree (`icrl_jax.models.policy.Policy`).
       greedy: takes the likeliest action instead of sampling.
+      temperature: of what is sampled; below 1 it is nearer to the likeliest action, which 0 takes.
     Returns:
       An `Agent` whose `info` holds `log_prob` of the action taken and, where actions are discrete, their probabilities
       `probs`, float32 [A].
     """
-    return Agent(Partial(_init, policy), Partial(_act_greedy if greedy else _act_sampled, policy))
+    if greedy or temperature == 0:
+        act = Partial(_act_greedy, policy)
+    elif temperature == 1:
+        act = Partial(_act_sampled, policy)
+    else:
+        act = Partial(_act_tempered, policy, jnp.float32(temperature))
+    return Agent(Partial(_init, policy), act)
 
 
 def check_horizon(agent: Tree, num_steps: int, episode_steps: int, option: str = "num_steps") -> None:
@@ -48,6 +56,12 @@ def _init(policy, key: Array) -> Tree:
 
 def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
     carry, prediction = step_one(policy, carry, timestep)
+    return _decide(carry, prediction, prediction.sample(key))
+
+
+def _act_tempered(policy, temperature: Array, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
+    carry, prediction = step_one(policy, carry, timestep)
+    prediction = prediction.tempered(temperature)
     return _decide(carry, prediction, prediction.sample(key))
 
 

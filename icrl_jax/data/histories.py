@@ -96,6 +96,28 @@ def stride_episodes(histories: Histories, k: int) -> Histories:
     return _dealt(histories, k, k)
 
 
+def beginnings(histories: Histories, num_steps: int) -> Histories:
+    """Keeps the first `num_steps` steps of every stream."""
+    _, _, T = histories.shape
+    require(is_int(num_steps, 1, T), "num_steps", num_steps, f"an integer in 1 ..= {T}")
+    if num_steps == T:
+        return histories
+    transitions, update = jax.tree.map(lambda x: x[:, :, :num_steps], (histories.transitions, histories.update))
+    steps = jnp.minimum(histories.steps, num_steps)
+    form = histories.form._replace(least_steps=min(histories.form.least_steps, num_steps))
+    return replace(histories, transitions=transitions, update=update, steps=steps, form=form)
+
+
+def side_by_side(a: Histories, b: Histories) -> Histories:
+    """The streams of both, in the same tasks and equally long, [M, N + N', T]."""
+    join = lambda x, y: jnp.concatenate([x, y], axis=1)
+    transitions, update, steps = jax.tree.map(
+        join, (a.transitions, a.update, a.steps), (b.transitions, b.update, b.steps)
+    )
+    form = a.form._replace(least_steps=min(a.form.least_steps, b.form.least_steps))
+    return replace(a, transitions=transitions, update=update, steps=steps, form=form)
+
+
 class Deal(NamedTuple):
     """Episodes dealt like cards: each goes to the hand that holds the fewest steps so far, the first of several.
 

@@ -71,6 +71,10 @@ class DPTConfig:
         if isinstance(self.model, TransformerConfig):
             self.model.check_horizon(self.horizon + 1, "horizon + 1")
 
+    def env_steps(self, env: Bandit, num_seeds: int) -> int:
+        """Steps that are taken to make the contexts; fixed ones are made once."""
+        return (self.num_tasks or self.num_updates * self.batch_size * num_seeds) * self.horizon
+
     def _source(self) -> str:
         return f"behaviour={self.behaviour!r}" if self.num_tasks else "num_tasks=None"
 

@@ -37,6 +37,7 @@ class Trained(NamedTuple):
     params: Tree  # seeds stacked [S, ...]
     metrics: list[dict[str, Any]]  # the rows of metrics.jsonl
     watch: Stopwatch
+    controls: dict[str, tuple[Method, Tree]]  # what else was trained, to be held against it: method and parameters
 
 
 class Findings(NamedTuple):
@@ -58,6 +59,7 @@ QUICK_TASKS = 128
 
 PICTURE_SEED = 7_411
 EPISODES = "figures/episodes.png"
+CONTROLS = "controls"
 
 
 class Experiment(NamedTuple):
@@ -70,6 +72,8 @@ class Experiment(NamedTuple):
     metric: str  # the one that says how good a trained agent is, e.g. "cumulative_regret"
     score: Callable[[TaskFamily, Any, int], Score]  # (env, config, B) -> that metric on B held-out tasks
     findings: Callable[[Trained], Findings]  # the final evaluation
+    controls: Callable[[Any], dict[str, MethodSpec]] = lambda config: {}  # name -> what else is trained, and how
+    notes: Callable[[Any, TaskFamily], list[str]] = lambda config, env: []  # what a user should know before it starts
 
 
 def main(experiment: Experiment, doc: str, argv: Sequence[str] | None = None) -> None:
@@ -111,10 +115,19 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
     run_dir = open_folder(experiment.name, config, described, console)
     watch = Stopwatch()
     with resumable(f"make train EXPERIMENT={experiment.name}", run_dir, config, console):
+        for note in experiment.notes(config, plan.env):
+            console.print(note, highlight=False)
         state = train_plan(plan, run_dir, config, seed_keys(seeds), watch, console)
+        controls = {}
+        for name, spec in experiment.controls(config).items():
+            console.print(f"training {name}, a control")
+            control = plan._replace(method_spec=spec, method=spec.build(plan.env))
+            (folder_of := run_dir / CONTROLS / name).mkdir(parents=True, exist_ok=True)
+            trained = train_plan(control, folder_of, config, seed_keys(seeds), watch, console)
+            controls[name] = control.method, trained.params
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         rows = folder.read_metrics(run_dir)
-        findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch))
+        findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch, controls))
         with watch.time("evaluate"):
             pictures = draw_episodes(run_dir, plan, state.params)
         results = make_results(experiment.name, config.preset, plan, seeds, watch, findings)
@@ -204,7 +217,6 @@ def make_results(
     """`results.json`."""
     options = plan.method_spec.options
     contexts = options.num_updates * options.batch_size * len(seeds)
-    collected = getattr(options, "num_tasks", None) or contexts  # fixed data are collected once
     return {
         "experiment": name,
         "preset": preset,
@@ -214,7 +226,7 @@ def make_results(
         "seeds": list(seeds),
         "status": "complete",
         "seconds": watch.seconds,
-        "env_steps": collected * options.horizon,
+        "env_steps": options.env_steps(plan.env, len(seeds)),
         "tokens": contexts * (options.horizon + 1),
         **report.environment_facts(),
         "agents": findings.agents,

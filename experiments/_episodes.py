@@ -1,0 +1,135 @@
+"""What experiments on episodic families share: returns in context, beside the source, controls and the oracle."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from icrl_envs import TaskFamily, revealed, sample_tasks
+from icrl_jax import agents, report, statistics
+from icrl_jax.core import Agent, Array, Method, Tree
+from icrl_jax.data.collect import collect_histories
+from icrl_jax.data.histories import episode_returns
+from icrl_jax.evaluate import evaluate
+from icrl_jax.methods.sources import HistoriesConfig, make_learner, predicted_bytes
+from icrl_jax.run import Findings, Trained
+
+METRIC = "final_return"
+
+EVAL_SEED = 6_211
+"""Seed of what is random in the final evaluation: the same for every agent, run and seed."""
+
+VALIDATION_SEED = 5_077
+"""Seed of the tasks that one watches and chooses by, in training and in sweeps."""
+
+WATCHED_TASKS = 32
+"""How many those are at most."""
+
+
+def score(env: TaskFamily, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
+    """Final return in each of some train tasks, [B]: where tasks can be listed, none is left to choose by."""
+
+    def final_return(agent: Agent, key: Array) -> Array:
+        split = "train" if env.tasks is not None else "test"
+        tasks = sample_tasks(env, jax.random.key(VALIDATION_SEED), min(num_tasks, WATCHED_TASKS), split)
+        return evaluate(agent, env, tasks, key, num_episodes=config.eval_episodes).metrics[METRIC]
+
+    return final_return
+
+
+def held_out(env: TaskFamily, num_tasks: int) -> tuple[Tree, int]:
+    """Test tasks [B, ...] and how often each is met: all that are listed, as often as fits, or so many drawn ones."""
+    if env.tasks is None:
+        return sample_tasks(env, jax.random.key(EVAL_SEED), num_tasks), 1
+    tasks = env.tasks("test")
+    listed = jax.tree.leaves(tasks)[0].shape[0]
+    if listed > num_tasks:
+        return jax.tree.map(lambda x: x[:num_tasks], tasks), 1
+    return tasks, num_tasks // listed
+
+
+def returns(agent: Agent, env: TaskFamily, tasks: Tree, repeats: int, num_episodes: int) -> np.ndarray:
+    """Return of each episode, the mean over repeats, [B, E]."""
+    many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
+    found = evaluate(agent, env, many, jax.random.key(EVAL_SEED + 1), num_episodes=num_episodes)
+    curve = np.asarray(found.curves["return"])
+    return curve.reshape(-1, repeats, curve.shape[-1]).mean(axis=1)
+
+
+def source_returns(env: TaskFamily, histories: HistoriesConfig, tasks: Tree) -> np.ndarray:
+    """What the source algorithm does in the test tasks, from scratch and for as long as its histories, [B, E]."""
+    learner, num_rounds = make_learner(env, histories, histories.num_streams)
+    made = collect_histories(learner, env, tasks, jax.random.key(EVAL_SEED + 2), num_rounds, next_obs=False)
+    every = np.asarray(episode_returns(made))  # [B, N, E], nan where a stream had fewer episodes
+    fewest = int(np.isfinite(every).sum(axis=-1).min())
+    return every[..., :fewest].mean(axis=1)
+
+
+def trained_agents(method: Method, params: Tree) -> list[Agent]:
+    """The trained agent of each seed."""
+    num_seeds = jax.tree.leaves(params)[0].shape[0]
+    return [method.agent(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
+
+
+def summary(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """`results.json` entries of each agent from the returns of its episodes, [S, B, E]."""
+    metrics = {
+        "first_return": lambda x: x[..., 0],
+        METRIC: lambda x: x[..., -max(1, -(-x.shape[-1] // 10)) :].mean(axis=-1),
+        "mean_return": lambda x: x.mean(axis=-1),
+    }
+    of_agent = lambda x: {metric: dict(statistics.interval(of(x))) for metric, of in metrics.items()}
+    return {name: of_agent(x) for name, x in curves.items()}
+
+
+def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Findings:
+    """Returns in context on held-out tasks: of the trained agent, called `name`, its controls, the source, the oracle
+    and chance."""
+    env, config, watch = trained.env, trained.config, trained.watch
+    tasks, repeats = held_out(env, config.eval_tasks)
+    num_episodes = config.eval_episodes
+    with watch.time("evaluate"):
+        learned = {name: (trained.method, trained.params), **trained.controls}
+        curves = {
+            who: np.stack([returns(agent, env, tasks, repeats, num_episodes) for agent in trained_agents(*what)])
+            for who, what in learned.items()
+        }
+        curves["source"] = source_returns(env, histories, tasks)[None]
+        oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
+        curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
+        curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
+    drawn = {who: statistics.curve(x) for who, x in curves.items()}
+    updates = [row["update"] for row in trained.metrics]
+    loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{METRIC}"))
+    longest = max(x.shape[-1] for x in curves.values())
+    figures = [
+        (
+            "returns",
+            report.curve_figure(drawn, "episode", "return", log=False),
+            f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
+            f"first; no weight changes. The source learns from scratch for {longest} episodes.",
+        ),
+        (
+            "loss",
+            report.loss_figure(updates, loss, heldout=(updates, watched)),
+            "Training loss, and the final return in context on a few training tasks.",
+        ),
+    ]
+    final = {who: x[..., -max(1, -(-x.shape[-1] // 10)) :].mean(axis=-1) for who, x in curves.items()}
+    return Findings(
+        agents=summary(curves),
+        conditions={},
+        curves={
+            who: {"return": c["mean"], "return_low": c["low"], "return_high": c["high"]} for who, c in drawn.items()
+        },
+        figures=figures,
+        reference="oracle",
+        ratios={who: dict(statistics.ratio_interval(x, final["oracle"])) for who, x in final.items()},
+    )
+
+
+def memory_note(env: TaskFamily, histories: HistoriesConfig) -> str:
+    """What the histories will take, in a line."""
+    size = predicted_bytes(env, histories)
+    return f"histories: {histories.source}, {size / 2**20:,.0f} MiB at their collection"

@@ -1,0 +1,75 @@
+"""AD in the dark room: a transformer that learns to look for a goal it cannot see (Laskin et al. 2022).
+
+make train EXPERIMENT=ad_dark_room                     fifteen minutes on two cores
+make train EXPERIMENT=ad_dark_room PRESET=paper        the paper's sizes, for one GPU
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from experiments import _episodes as episodes
+from icrl_jax.methods.ad import ADConfig
+from icrl_jax.methods.sources import HistoriesConfig
+from icrl_jax.methods.supervised import OptimConfig
+from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.transformer import TransformerConfig
+from icrl_jax.run import EnvSpec, Experiment, MethodSpec, RunOptions, main
+
+
+@dataclass(frozen=True)
+class Config(RunOptions):
+    """AD in the dark room."""
+
+    env_preset: str = "ad_eps"
+    """Whose conventions, and which goals are held out."""
+    eval_episodes: int = 20
+    """Episodes in a held-out task."""
+    control: bool = True
+    """Also trains ED, the same model on an expert's episodes."""
+    ad: ADConfig = field(default_factory=ADConfig)
+    """The method."""
+
+
+# Row and column apart: a goal that was never rewarded is still made of a row and a column that were.
+CELLS = EmbeddingConfig(inputs=("action", "feedback", "obs"), integers="tables")
+
+PRESETS = {
+    "cpu": Config(
+        preset="cpu",
+        num_chunks=10,
+        eval_tasks=128,
+        ad=ADConfig(
+            model=TransformerConfig(width=64, num_layers=4, num_heads=4, context_len=400),
+            embedding=CELLS,
+            optim=OptimConfig(learning_rate=3e-3),
+            histories=HistoriesConfig(num_streams=16, num_steps=120 * 20, stride=6),
+            num_updates=1000,
+            batch_size=32,
+            horizon=20 * 20,
+        ),
+    ),
+}
+
+
+def expert(config: Config) -> dict[str, MethodSpec]:
+    """ED: all as it is, but the histories are an expert's."""
+    if not config.control:
+        return {}
+    histories = dataclasses.replace(config.ad.histories, source="expert", shared=False)
+    return {"ed": MethodSpec("icrl_jax.methods.ad:ad", dataclasses.replace(config.ad, histories=histories))}
+
+
+EXPERIMENT = Experiment(
+    name="ad_dark_room",
+    presets=PRESETS,
+    env=lambda config: EnvSpec("dark_room", config.env_preset, {"observation": "cell"}),
+    method=lambda config: MethodSpec("icrl_jax.methods.ad:ad", config.ad),
+    metric=episodes.METRIC,
+    score=episodes.score,
+    findings=lambda trained: episodes.findings(trained, "ad", trained.config.ad.histories),
+    controls=expert,
+    notes=lambda config, env: [episodes.memory_note(env, config.ad.histories)],
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT, __doc__ or "")

@@ -1,0 +1,182 @@
+"""Where learning histories come from: a source algorithm, how long it learns, and which of what it did is distilled."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments.environment import Environment
+
+from icrl_envs import TaskFamily, revealed, sample_tasks
+from icrl_envs.bandits import Bandit
+from icrl_jax.agents import noise_curriculum, oracle, q_learning, thompson_beta, thompson_gaussian, ucb1, uniform
+from icrl_jax.agents.sources import as_learner
+from icrl_jax.core import Agent, Array, Learner
+from icrl_jax.data import filters
+from icrl_jax.data.collect import collect_histories, predict_bytes
+from icrl_jax.data.histories import Histories, beginnings, side_by_side, stride_episodes
+from icrl_jax.methods.ppo import PPOConfig, ppo_learner
+
+Algorithm = Literal["q_learning", "ppo", "ucb1", "thompson_gaussian", "thompson_beta", "noise_curriculum", "expert"]
+
+
+@dataclass(frozen=True)
+class HistoriesConfig:
+    """Which histories are made and distilled."""
+
+    source: Algorithm = "q_learning"
+    """Who learns; "noise_curriculum" (AD-eps) and "expert" (ED) are the oracle, with noise and without."""
+    num_tasks: int | None = None
+    """Training tasks; None takes all that the family lists."""
+    num_streams: int = 16
+    """Histories of each task."""
+    num_steps: int = 2400
+    """Steps of a history."""
+    stride: int = 1
+    """Deals a history's episodes to so many, one in `stride` to each: a window then spans that much more learning."""
+    shared: bool = False
+    """Q-learning: all streams of a task teach one learner (the papers' actors), and so improve on evidence that their
+    own past does not hold."""
+    random_share: float = 0.0
+    """Share of the streams in which a uniformly random agent acts instead (LHF's noisy data)."""
+    kept_share: float = 1.0
+    """Share of each history that is kept, from its beginning (LHF's half histories)."""
+    source_rate: float | None = None
+    """Learning rate of the source; None is 1 for Q-learning, right where nothing is random, and PPO's own."""
+    source_discount: float | None = None
+    """gamma of the source; None is 0.9 for Q-learning, and PPO's own."""
+    q_initial: float = 5.0
+    """Q-learning: all values before anything was seen; above what can be earned, they make it try everything."""
+    q_epsilon: float = 0.0
+    """Q-learning: probability of a random action."""
+    noise_last: float = 0.0
+    """AD-eps: the probability of a random action at the end; above 0 the demonstrator stays poor."""
+    noise_decay: float = 0.9
+    """AD-eps: share of the history over which it falls from 1."""
+    lhf: bool = False
+    """LHF: draws histories by how much and how steadily they improve (`data/filters.py`); otherwise all alike."""
+    lhf_stability: float = 1.0
+    """LHF: lambda, the weight of stability."""
+    lhf_temperature: float | None = None
+    """LHF: alpha, of a softmax over the scores; None takes them as they are."""
+    source_seed: int = 0
+    """Of the histories: the same for all training seeds."""
+
+    def __post_init__(self):
+        if self.source not in get_args(Algorithm):
+            raise ValueError(f"source={self.source!r}: must be one of {', '.join(get_args(Algorithm))}")
+        for name in ("num_tasks", "num_streams", "num_steps", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r}: must be at least 1")
+        if not 0 <= self.random_share < 1:
+            raise ValueError(f"random_share={self.random_share!r}: must be in [0, 1)")
+        if not 0 < self.kept_share <= 1:
+            raise ValueError(f"kept_share={self.kept_share!r}: must be in (0, 1]")
+        if self.shared and self.source != "q_learning":
+            raise ValueError(f"shared=True: is for source='q_learning', and must be False with source={self.source!r}")
+
+
+class Distilled(NamedTuple):
+    """What a method trains on."""
+
+    histories: Histories
+    weights: Array | None  # float32 [M, N]: how often each is drawn, in proportion; None: all alike
+
+
+def make_histories(env: TaskFamily, config: HistoriesConfig) -> Distilled:
+    """Collects, cuts, deals and filters the histories, in compiled code; the same at every call.
+
+    Raises:
+      ValueError: a source that the family does not fit, or histories that the memory cannot hold.
+    """
+    key_tasks, key_source, key_random, key_filter = jax.random.split(jax.random.key(config.source_seed), 4)
+    tasks = training_tasks(env, config, key_tasks)
+    num_random = round(config.random_share * config.num_streams)
+    learner, num_rounds = make_learner(env, config, config.num_streams - num_random)
+    histories = collect_histories(learner, env, tasks, key_source, num_rounds)
+    if num_random:
+        by_chance = as_learner(uniform(env), env, num_random, config.num_steps // num_rounds)
+        noise = collect_histories(by_chance, env, tasks, key_random, num_rounds)
+        histories = side_by_side(histories, noise)
+    histories = beginnings(histories, round(config.kept_share * histories.shape[2]))
+    weights = None
+    if config.lhf:
+        kept = filters.retention(histories, None, config.lhf_stability, config.lhf_temperature)
+        weights = filters.resample(key_filter, kept)
+    if config.stride > 1:
+        histories = stride_episodes(histories, config.stride)
+        weights = None if weights is None else jnp.repeat(weights, config.stride, axis=1)
+    return Distilled(histories, weights)
+
+
+def predicted_bytes(env: TaskFamily, config: HistoriesConfig) -> int:
+    """The memory that `make_histories` will take at its peak; nothing is computed."""
+    tasks = training_tasks(env, config, jax.random.key(config.source_seed))
+    learner, num_rounds = make_learner(env, config, config.num_streams)
+    dealt = 2 if config.stride > 1 else 1
+    return dealt * predict_bytes(learner, env, tasks, num_rounds)
+
+
+def training_tasks(env: TaskFamily, config: HistoriesConfig, key: Array) -> Any:
+    """The train tasks [M, ...]: so many drawn, or all that the family lists.
+
+    Raises:
+      ValueError: a family that lists none, and `num_tasks` is None.
+    """
+    if config.num_tasks is not None:
+        return sample_tasks(env, key, config.num_tasks, "train")
+    if env.tasks is None:
+        raise ValueError(f"num_tasks=None: must be given with env={env.name}, whose tasks cannot be listed")
+    return env.tasks("train")
+
+
+def count_tasks(env: TaskFamily, config: HistoriesConfig) -> int:
+    """M."""
+    tasks = jax.eval_shape(lambda key: training_tasks(env, config, key), jax.random.key(0))
+    return jax.tree.leaves(tasks)[0].shape[0]
+
+
+def make_learner(env: TaskFamily, config: HistoriesConfig, num_streams: int) -> tuple[Learner, int]:
+    """The source algorithm on N streams, and in how many rounds it takes `num_steps` steps.
+
+    Raises:
+      ValueError: a source that the family does not fit; steps that are no whole number of PPO's rounds.
+    """
+    if config.source == "ppo":
+        ppo = ppo_source(config, num_streams)
+        if config.num_steps % ppo.num_steps:
+            raise ValueError(f"num_steps={config.num_steps}: must be a multiple of {ppo.num_steps}, a round of PPO")
+        return ppo_learner(env, ppo), config.num_steps // ppo.num_steps
+    agent, where = make_source(env, config)
+    with jax.ensure_compile_time_eval():  # a number also where the caller jits
+        round_steps = math.gcd(config.num_steps, int(env.default_params.max_steps_in_episode))
+    return as_learner(agent, where, num_streams, round_steps, config.shared), config.num_steps // round_steps
+
+
+def ppo_source(config: HistoriesConfig, num_streams: int) -> PPOConfig:
+    """PPO as a source: all streams share one policy, and one minibatch of an epoch is one stream's worth of steps."""
+    ppo = PPOConfig(num_streams=num_streams, num_minibatches=num_streams)
+    if config.source_rate is not None:
+        ppo = dataclasses.replace(ppo, optim=dataclasses.replace(ppo.optim, learning_rate=config.source_rate))
+    return ppo if config.source_discount is None else dataclasses.replace(ppo, discount=config.source_discount)
+
+
+def make_source(env: TaskFamily, config: HistoriesConfig) -> tuple[Agent, Environment]:
+    """The source as an agent, and the environment it acts in: what a source is that takes no gradient steps."""
+    if config.source == "q_learning":
+        rate = 1.0 if config.source_rate is None else config.source_rate
+        discount = 0.9 if config.source_discount is None else config.source_discount
+        constant = (config.q_epsilon, config.q_epsilon), (rate, rate)
+        return q_learning(env, *constant, discount=discount, initial=config.q_initial), env
+    if config.source == "expert":
+        return oracle(env), revealed(env)
+    if config.source == "noise_curriculum":
+        last, decay = config.noise_last, config.noise_decay
+        return noise_curriculum(oracle(env), env, config.num_steps, last=last, decay=decay), revealed(env)
+    bandit_agents = {"ucb1": ucb1, "thompson_gaussian": thompson_gaussian, "thompson_beta": thompson_beta}
+    if config.source not in bandit_agents or not isinstance(env, Bandit):
+        raise ValueError(f"source={config.source!r}: is for bandits, not for env={env.name}")
+    return bandit_agents[config.source](env.num_actions), env

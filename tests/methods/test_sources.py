@@ -1,0 +1,118 @@
+"""Each source makes the histories that its paper describes."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from two_episodes import on_host
+
+import icrl_envs
+from icrl_jax.data.histories import episode_returns
+from icrl_jax.methods.sources import HistoriesConfig, count_tasks, make_histories, predicted_bytes
+
+SIZE, H = 5, 7
+ROOM = icrl_envs.make("dark_room", preset="ad_eps", observation="cell", size=SIZE, horizon=H)
+BANDIT = icrl_envs.make("bernoulli_bandit", num_arms=3)
+SMALL = HistoriesConfig(num_streams=5, num_steps=60 * H)
+
+
+@functools.lru_cache
+def made(env=ROOM, **options):
+    return on_host(make_histories, static_argnums=(0, 1))(env, dataclasses.replace(SMALL, **options))
+
+
+def returns(histories):
+    return np.asarray(on_host(episode_returns)(histories))
+
+
+BEST = np.asarray(jax.vmap(ROOM.optimal_return)(ROOM.tasks("train")))
+
+
+def test_q_learning_comes_from_little_to_the_best_there_is():
+    every = returns(made().histories)
+    assert every.shape == (len(BEST), 5, 60)
+    assert every[..., :2].mean() < 0.5 * BEST.mean()
+    np.testing.assert_allclose(every[..., -5:].mean(), BEST.mean(), rtol=0.05)
+
+
+def test_an_expert_never_needs_to_learn():
+    every = returns(made(source="expert").histories)
+    np.testing.assert_array_equal(every, np.broadcast_to(BEST[:, None, None], every.shape))
+
+
+def test_the_curriculum_goes_from_chance_to_the_expert():
+    every = returns(made(source="noise_curriculum").histories)
+    np.testing.assert_array_equal(every[..., -6:], np.broadcast_to(BEST[:, None, None], (*every.shape[:2], 6)))
+    by_chance = returns(made(random_share=0.4).histories)[:, 3:]
+    assert every[..., :6].mean() < 2 * by_chance.mean()
+    poor = returns(made(source="noise_curriculum", noise_last=0.7).histories)[..., -6:].mean()
+    assert by_chance.mean() < poor < 0.7 * BEST.mean()
+
+
+def test_ppo_is_a_source_whose_streams_improve():
+    every = returns(made(source="ppo", num_steps=20 * 20, num_streams=8, num_tasks=3).histories)
+    assert every.shape[:2] == (3, 8)
+    assert every[..., -5:].mean() > every[..., :5].mean() + 0.3
+
+
+def test_some_streams_act_by_chance():
+    found = made(random_share=0.4).histories
+    assert found.shape[1] == 5
+    late = returns(found)[..., -20:].mean(axis=(0, 2))
+    assert late[:3].min() > 3 * late[3:].max()
+
+
+def test_half_a_history_is_its_beginning():
+    half, whole = made(kept_share=0.5).histories, made().histories
+    assert half.shape[2] == 30 * H
+    np.testing.assert_array_equal(half.transitions.action, whole.transitions.action[..., : 30 * H])
+    assert (np.asarray(half.steps) == 30 * H).all()
+
+
+def test_filtering_draws_good_histories_more_often_and_follows_the_stride():
+    found = made(random_share=0.4, lhf=True)
+    counts = np.asarray(found.weights)
+    assert (counts.sum(axis=1) == 5).all()
+    assert counts[:, :3].sum() > 5 * counts[:, 3:].sum()
+    dealt = made(random_share=0.4, lhf=True, stride=3)
+    assert dealt.histories.shape[1] == dealt.weights.shape[1] == 15
+    np.testing.assert_array_equal(dealt.weights, counts.repeat(3, axis=1))
+
+
+@pytest.mark.parametrize("source", ["ucb1", "thompson_beta"])
+def test_bandit_agents_are_sources_of_bandits(source):
+    options = {"source": source, "num_tasks": 7, "num_steps": 103}
+    histories = made(BANDIT, **options).histories
+    assert histories.shape == (7, 5, 103)
+    reward = np.asarray(histories.transitions.feedback)
+    assert reward[..., -40:].mean() > reward[..., :10].mean()
+    with pytest.raises(ValueError, match=f"source='{source}': is for bandits"):
+        make_histories(ROOM, dataclasses.replace(SMALL, **options))
+
+
+def test_memory_is_foretold():
+    size = sum(x.nbytes for x in jax.tree.leaves(made().histories))
+    assert size <= predicted_bytes(ROOM, SMALL) <= 3 * size
+    assert count_tasks(ROOM, SMALL) == len(BEST)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "dqn"}, "source='dqn': must be one of q_learning, ppo"),
+        ({"num_streams": 0}, "num_streams=0: must be at least 1"),
+        ({"random_share": 1.0}, "random_share=1.0: must be in"),
+        ({"kept_share": 0.0}, "kept_share=0.0: must be in"),
+        ({"source": "expert", "shared": True}, "shared=True: is for source='q_learning'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **options)
+
+
+def test_a_family_that_lists_no_tasks_needs_their_number():
+    with pytest.raises(ValueError, match="num_tasks=None: must be given"):
+        make_histories(BANDIT, dataclasses.replace(SMALL, source="ucb1"))
