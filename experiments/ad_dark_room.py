@@ -2,6 +2,10 @@
 
 make train EXPERIMENT=ad_dark_room                     fifteen minutes on two cores
 make train EXPERIMENT=ad_dark_room PRESET=paper        the paper's sizes, for one GPU
+
+Histories are of Q-learning that begins by hoping for much, each stream with a table of its own, so that all it knows
+was seen in its history. A window holds every sixth episode, so that it spans the whole improvement. The paper does not
+say how long its context is, how long it trains, or how long its sources learn; it has dropout, which is not built.
 """
 
 import dataclasses
@@ -46,6 +50,25 @@ PRESETS = {
             num_updates=1000,
             batch_size=32,
             horizon=20 * 20,
+        ),
+    ),
+    "paper": Config(
+        preset="paper",
+        num_chunks=50,
+        eval_tasks=160,
+        eval_episodes=200,
+        ad=ADConfig(
+            # A FIFO of four episodes, three tokens a step, so positions must be relative; feed-forward width 2,048.
+            model=TransformerConfig(
+                width=64, num_layers=4, num_heads=4, context_len=3 * 80, positions="rotary", mlp_ratio=32
+            ),
+            embedding=dataclasses.replace(CELLS, tokens="modality"),
+            optim=OptimConfig(learning_rate=3e-4, weight_decay=0.0),
+            histories=HistoriesConfig(source="ppo", num_streams=100, num_steps=2000, stride=10),
+            num_updates=100_000,
+            batch_size=128,
+            horizon=80,
+            mask=0.3,
         ),
     ),
 }

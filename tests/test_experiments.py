@@ -31,7 +31,7 @@ def test_presets_build(name):
     for config in EXPERIMENTS[name].presets.values():
         plan = make_plan(EXPERIMENTS[name], config)
         assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
-        assert plan.method_spec.options.num_updates >= 1000
+        assert plan.method_spec.options.num_updates >= 750
 
 
 def test_offline_the_classics_follow_the_paper_or_its_code():
@@ -126,6 +126,6 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
         find("dpt_bandits")
     assert refused.value.code == 2
     assert (
-        "experiment='dpt_bandits': must be one of ad_dark_room, dpt_bandit, dpt_linear_bandit"
+        "experiment='dpt_bandits': must be one of ad_dark_room, ad_eps_dark_room, dpt_bandit, dpt_linear_bandit"
         in capsys.readouterr().err
     )

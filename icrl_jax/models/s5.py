@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from icrl_jax.models import average
+from icrl_jax.models import average, stack
 from icrl_jax.models.layers import (
     NOTHING,
     Aux,
@@ -53,8 +53,7 @@ class S5Config:
         norm: layer normalisation before each part of a block and at the end, after each block, or nowhere.
         mlp_ratio: F / D of a feed-forward part after each recurrence; 0 is none.
         dt_min, dt_max: range of the steps' lengths at the start of training, drawn log-uniformly.
-        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down; XLA on CPU
-            undoes it.
+        remat: recomputes each block in the backward pass, which keeps the memory of long sequences down.
         dtype: of the projections; "auto" is bfloat16 on accelerators, float32 on CPU. The recurrence is float32.
         moe: experts in the place of the feed-forward parts; none by default.
     """
@@ -313,22 +312,26 @@ class S5(Recurrent):
         x_TBD, reset_TB = jnp.swapaxes(x_BTD, 0, 1), reset_BT.T
         recur = lambda state, a, b: linear_recurrence(a, b, state, reset_TB)
         add_up = lambda total, h: average.add_all(total, h, reset_TB)
-        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key)
+        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key, self.config.remat)
         aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
         return jax.tree.map(lambda x: x[-1], memories), jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur, add_up, key):
+    def _through(self, carry, x, recur, add_up, key, remat=False):
         """All blocks; `recur(state before, a, b)` gives the states, `add_up(total before, x)` the totals."""
 
-        def run(block, x, memory, key):
-            return block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
+        def run(x, layer):
+            block, memory, key = layer
+            memory, x, aux = block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
+            return x, (memory, aux)
 
-        run = jax.checkpoint(run) if self.config.remat else run
-        memories, reports, x = [], [], x.astype(self.config.compute_dtype)
-        for layer, memory in enumerate(carry):
-            key_layer = None if key is None else jax.random.fold_in(key, layer)
-            memory, x, aux = run(self._block(layer), x, memory, key_layer)
-            memories.append(memory)
-            reports.append(aux)
+        keys = [None if key is None else jax.random.fold_in(key, layer) for layer in range(len(carry))]
+        layers = [
+            (self._block(layer), memory, key) for layer, (memory, key) in enumerate(zip(carry, keys, strict=True))
+        ]
+        x, found = x.astype(self.config.compute_dtype), []
+        for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
+            x, of_layers = (stack.run_and_forget if remat else stack.run_all)(run, x, alike)
+            found += of_layers
+        memories, reports = zip(*found, strict=True)
         x = widened(x)
-        return tuple(memories), x if self.norm is None else self.norm(x), gather(reports)
+        return memories, x if self.norm is None else self.norm(x), gather(list(reports))

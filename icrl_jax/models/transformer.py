@@ -8,7 +8,7 @@ Axes: B rows, T time, D width, H heads, G heads of keys and values, K head width
 L layers, N candidates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from icrl_jax.models import stack
 from icrl_jax.models.attention import attention
 from icrl_jax.models.cache import Branches, Cache, Memory, Slots, heads_first, in_order, newest, next_slots, write
 from icrl_jax.models.layers import (
@@ -299,7 +300,7 @@ class Transformer(nnx.Module):
         run = partial(_run_block, cfg, Span(index, start_BT, turn))
         keys, values, reports = [], [], []
         for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
-            x, found = (_run_and_forget if cfg.remat else _run_all)(run, x, alike)
+            x, found = (stack.run_and_forget if cfg.remat else stack.run_all)(run, x, alike)
             for k, v, aux in found:
                 keys.append(k)
                 values.append(v)
@@ -386,26 +387,6 @@ class Layer(NamedTuple):
 
 
 Found = tuple[Array, Array, Aux]  # by a block: its new memory, and its losses
-Run = Callable[[Array, Layer], tuple[Array, Found]]
-
-
-def _run_all(run: Run, x_BTD: Array, layers: list[Layer]) -> tuple[Array, list[Found]]:
-    found = []
-    for layer in layers:
-        x_BTD, of_layer = run(x_BTD, layer)
-        found.append(of_layer)
-    return x_BTD, found
-
-
-def _run_and_forget(run: Run, x_BTD: Array, layers: list[Layer]) -> tuple[Array, list[Found]]:
-    """Computes each block again in the backward pass, which needs the blocks' inputs only.
-
-    In a loop over layers of equal shapes, whose backward pass is another loop: XLA on CPU removes the barriers of
-    `jax.checkpoint`, and then joins what is computed again with what was computed, wherever it sees both.
-    """
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    x_BTD, found = lax.scan(jax.checkpoint(run, prevent_cse=False), x_BTD, stacked)
-    return x_BTD, [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(layers))]
 
 
 # Blocks are functions of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.

@@ -4,6 +4,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from icrl_jax.models import recurrence
 from icrl_jax.models.recurrence import linear_recurrence, multiply
-from icrl_jax.models.s5 import DenseStateSpace, DiagonalStateSpace, S5Config, hippo_normal
+from icrl_jax.models.s5 import S5, DenseStateSpace, DiagonalStateSpace, S5Config, hippo_normal
 
 T, B, P = 13, 5, 3
 
@@ -178,3 +179,17 @@ def test_multiply_is_complex():
 def test_config_refuses_what_cannot_work(options, words):
     with pytest.raises(ValueError, match=words):
         S5Config(**options)
+
+
+def test_remat_saves_memory_and_changes_no_gradient():
+    """Of 8 layers, all but what enters each."""
+    x, reset = jax.random.normal(jax.random.key(0), (1, 1031, 24)), jnp.zeros((1, 1031), bool).at[0, 503].set(True)
+
+    def measured(remat):
+        model = S5(S5Config(width=24, num_layers=8, state_size=24, remat=remat), jax.random.key(1))
+        gradient = jax.jit(jax.grad(lambda model: jnp.square(model(None, x, reset)[1]).mean())).lower(model).compile()
+        return gradient.memory_analysis().temp_size_in_bytes, jax.tree.leaves(gradient(model))
+
+    (less, again), (most, at_once) = measured(remat=True), measured(remat=False)
+    assert less < most / 2
+    chex.assert_trees_all_close(again, at_once, rtol=1e-3, atol=1e-6)
