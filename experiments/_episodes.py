@@ -102,6 +102,7 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
     drawn = {who: statistics.curve(x) for who, x in curves.items()}
     updates = [row["update"] for row in trained.metrics]
     loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{METRIC}"))
+    watched_label = f"final return on {'training' if env.tasks is not None else 'validation'} tasks"
     longest = max(x.shape[-1] for x in curves.values())
     figures = [
         (
@@ -112,8 +113,8 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
         ),
         (
             "loss",
-            report.loss_figure(updates, loss, heldout=(updates, watched)),
-            "Training loss, and the final return in context on a few training tasks.",
+            report.loss_figure(updates, loss, heldout=(updates, watched), heldout_label=watched_label, agent=name),
+            "Training loss, and the final return in context on a few tasks as training goes on.",
         ),
     ]
     final = {who: x[..., -max(1, -(-x.shape[-1] // 10)) :].mean(axis=-1) for who, x in curves.items()}

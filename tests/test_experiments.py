@@ -91,7 +91,7 @@ def test_ad_dark_room_runs_a_few_steps(tiny_ad):
     assert results["agents"]["ad"]["first_return"]["n"] == 16
     assert results["env_steps"] == 65 * 2 * 600
     assert len(results["curves"]["source"]["return"]) == 30 and len(results["curves"]["ad"]["return"]) == 3
-    agent, env, _ = icrl_jax.load(run_dir)
+    agent, env = icrl_jax.load(run_dir)[:2]
     tasks = jax.tree.map(lambda x: x[:3], env.tasks("test"))
     found = evaluate(agent, env, tasks, jax.random.key(0), num_episodes=3)
     assert found.curves["return"].shape == (3, 3)

@@ -293,7 +293,7 @@ def test_remat_changes_neither_values_nor_gradients(expert_layers):
     @partial(jax.value_and_grad, has_aux=True)
     def loss(model, carry):
         carry, y, aux = model(carry, *inputs, jax.random.key(5))
-        return jnp.sin(y).sum() + sum(aux.values()), (carry, aux)
+        return jnp.sin(y).sum() + sum(aux.losses.values()), (carry, aux)
 
     models = [make_model("relative", remat=remat, **options) for remat in (False, True)]
     (found, dy), (found_again, dy_again) = (loss(model, used_carry(models[0])) for model in models)
@@ -302,15 +302,15 @@ def test_remat_changes_neither_values_nor_gradients(expert_layers):
 
 
 def test_remat_saves_memory():
-    """Of 8 layers, all but what enters each."""
+    """Of 5 layers, all but what enters each."""
     inputs = jnp.zeros((1, 1031, 24)), jnp.zeros((1, 1031), bool)
 
     def memory(remat):
-        config = TransformerConfig(24, 8, 2, context_len=1031, positions="none", remat=remat)
+        config = TransformerConfig(24, 5, 2, context_len=1031, positions="none", remat=remat)
         gradient = jax.jit(jax.grad(lambda model: model(None, *inputs)[1].sum()))
         return gradient.lower(new_model(config, jax.random.key(0))).compile().memory_analysis().temp_size_in_bytes
 
-    assert memory(True) < memory(False) / 3
+    assert memory(True) < memory(False) / 2
 
 
 def test_residual_variance_does_not_grow_with_depth():
