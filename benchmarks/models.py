@@ -18,7 +18,7 @@ class Size(NamedTuple):
 
     width: int = 64
     num_layers: int = 2
-    lengths: Sequence[int] = (128, 512, 2048, 8192, 16_384)
+    lengths: Sequence[int] = (16, 64, 256, 1024, 4096, 16_384)
     tokens: int = 16_384  # in one batch of training, whatever the length
     rows: int = 16  # that act at once
     acts: int = 64  # in a call
@@ -36,6 +36,7 @@ def models(size: Size, length: int) -> dict[str, ModelConfig]:
     return {
         "transformer": TransformerConfig(width, layers, max(1, width // 32), context_len=length, positions="rotary"),
         "s5": S5Config(width, layers, state_size=width),
+        "s5, feed-forward": S5Config(width, layers, state_size=width, mlp_ratio=4),
         "s4d": S5Config(width, layers, kind="s4d", state_size=8),
         "gru": GRUConfig(width, layers),
         "lstm": GRUConfig(width, layers, cell="lstm"),

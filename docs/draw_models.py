@@ -15,6 +15,7 @@ from icrl_jax.report import names, style
 COLOURS = {
     "transformer": names.BLUE,
     "s5": names.VERMILLION,
+    "s5, feed-forward": names.PURPLE,
     "s4d": names.ORANGE,
     "gru": names.GREEN,
     "lstm": names.PINK,

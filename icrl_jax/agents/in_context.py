@@ -39,14 +39,14 @@ def check_horizon(agent: Tree, num_steps: int, episode_steps: int, option: str =
     Args:
       option: what the error calls `num_steps`.
     Raises:
-      ValueError: more steps than its learned positions or, with positions="episodes", more in an episode.
+      ValueError: more steps than its learned positions or, where they are counted by episode, more in one.
     """
     for policy in jax.tree.leaves(agent, is_leaf=lambda x: isinstance(x, Policy)):
         if isinstance(policy, Policy):
             config = policy.body.config
             if isinstance(config, TransformerConfig):
-                by_episode = config.positions == "episodes"
-                steps, what = (episode_steps, "episode_steps") if by_episode else (num_steps, option)
+                counted = (episode_steps, "episode_steps") if config.counts_episodes else (num_steps, option)
+                steps, what = counted
                 config.check_horizon(steps * policy.embed.num_tokens, what)
 
 

@@ -23,7 +23,7 @@ from icrl_jax.data.windows import Window, sample_window
 from icrl_jax.methods.sources import Distilled, HistoriesConfig, count_tasks, make_histories, make_learner
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig
-from icrl_jax.models.kinds import ModelConfig
+from icrl_jax.models.kinds import ModelConfig, kind_of
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 
@@ -58,6 +58,8 @@ class ADConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be in [0, 1)")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r}: must be a finite number of at least 0")
+        if self.model.context_len == 1:
+            raise ValueError(f"model={kind_of(self.model)!r}: must be one that remembers what came before")
         if isinstance(self.model, TransformerConfig):
             self.model.check_horizon(self.horizon * self.embedding.num_tokens, "tokens of the horizon")
 

@@ -90,6 +90,9 @@ class PPOConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be finite and at least 0")
         if self.clip_ratio is not None and not 0 < self.clip_ratio < float("inf"):
             raise ValueError(f"clip_ratio={self.clip_ratio!r} must be None or finite and above 0")
+        moe = getattr(self.model, "moe", None)
+        if moe is not None and moe.noise:
+            raise ValueError("noise=True must be False: PPO compares probabilities, which noise would change")
         if self.num_rows % self.num_minibatches:
             what = "num_streams" if self.has_memory else "num_streams * num_steps"
             raise ValueError(f"num_minibatches={self.num_minibatches} must divide {what}={self.num_rows}")
@@ -193,7 +196,7 @@ def _check_positions(env, config: PPOConfig, trial: Trial | None) -> None:
         episode = int(env.default_params.max_steps_in_episode)
     limits = () if trial is None else (trial.steps, trial.episodes and trial.episodes * episode)
     longest = min((limit for limit in limits if limit is not None), default=NEVER)
-    steps = min(episode, longest) if config.model.positions == "episodes" else longest
+    steps = min(episode, longest) if config.model.counts_episodes else longest
     config.model.check_horizon(steps * config.embedding.num_tokens, "inputs until the memory forgets")
 
 

@@ -16,6 +16,9 @@ KINDS = {
     "mlp": (MLPConfig, MLP),
 }
 
+VARIANTS = {"s4d": "s5 --kind s4d", "lstm": "gru --cell lstm"}
+"""Models that are an option of another."""
+
 
 def kind_of(config: ModelConfig) -> str:
     """Its name in `KINDS`."""
@@ -34,7 +37,8 @@ def other_kind(config: ModelConfig, name: str) -> ModelConfig:
       ValueError: no such kind.
     """
     if name not in KINDS:
-        raise ValueError(f"model={name!r}: must be one of {', '.join(KINDS)}")
+        hint = f"; did you mean --model {VARIANTS[name]}?" if name in VARIANTS else ""
+        raise ValueError(f"model={name!r}: must be one of {', '.join(KINDS)}{hint}")
     cls = KINDS[name][0]
     if type(config) is cls:
         return config

@@ -74,6 +74,10 @@ class MoEConfig:
                 raise ValueError(f"{option}={value!r} must be 0 or a positive integer")
             if 0 < value < self.top_k:
                 raise ValueError(f"top_k={self.top_k} must be at most {option}={value}")
+        if self.noise and not self.num_experts:
+            raise ValueError("noise=True must be False with num_experts=0: only token-wise experts have it")
+        if self.load_test == "noise" and not self.noise:
+            raise ValueError("load_test='noise' must be 'logit' with noise=False")
         if self.task_hard_router and not self.num_task_experts:
             raise ValueError("task_hard_router=True must be False with num_task_experts=0")
         for option in "balance_weight", "z_weight":

@@ -295,7 +295,7 @@ class S5(Recurrent):
     def step(self, carry: Carry, x_BD: Array, reset_B: Array, episode_B: Array | None = None) -> tuple[Carry, Array]:
         """One input a row; where an episode starts without a reset is for inputs to tell."""
         recur = lambda state, a, b: advance(a, b, state, reset_B)
-        carry, y_BD, _ = self._through(carry, x_BD, recur, lambda total, h: average.add(total, h, reset_B), None)
+        carry, y_BD, _ = self._through(carry, x_BD, recur, lambda total, h: average.add(total, h, reset_B), None, False)
         return carry, y_BD
 
     def __call__(
@@ -312,17 +312,18 @@ class S5(Recurrent):
         x_TBD, reset_TB = jnp.swapaxes(x_BTD, 0, 1), reset_BT.T
         recur = lambda state, a, b: linear_recurrence(a, b, state, reset_TB)
         add_up = lambda total, h: average.add_all(total, h, reset_TB)
-        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key, self.config.remat)
+        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key)
         aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
-        return jax.tree.map(lambda x: x[-1], memories), jnp.swapaxes(y_TBD, 0, 1), aux
+        return memories, jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur, add_up, key, remat=False):
+    def _through(self, carry, x, recur, add_up, key, sequence=True):
         """All blocks; `recur(state before, a, b)` gives the states, `add_up(total before, x)` the totals."""
+        remat = sequence and self.config.remat
 
         def run(x, layer):
             block, memory, key = layer
             memory, x, aux = block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
-            return x, (memory, aux)
+            return x, (jax.tree.map(lambda x: x[-1], memory) if sequence else memory, aux)
 
         keys = [None if key is None else jax.random.fold_in(key, layer) for layer in range(len(carry))]
         layers = [

@@ -28,8 +28,6 @@ def run_and_forget(run: Run, x: Array, layers: list[Any]) -> tuple[Array, list[T
     In a loop over layers of equal shapes, whose backward pass is another loop: XLA on CPU removes the barriers of
     `jax.checkpoint`, and then joins what is computed again with what was computed, wherever it sees both.
     """
-    if not layers:
-        return x, []
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     x, found = lax.scan(jax.checkpoint(run, prevent_cse=False), x, stacked)
     return x, [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(len(layers))]

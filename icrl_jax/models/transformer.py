@@ -64,9 +64,10 @@ class TransformerConfig:
         num_heads: H, a divisor of `width`.
         context_len: C, how many inputs an output sees, its own included; also the length of the cache.
         positions: "none" leaves order to the causal mask; "learned" adds a table of `context_len` rows, counted from
-            the last reset, so no sequence may be longer (`check_horizon`); "rotary" turns queries and keys;
-            "relative" scores distances as Transformer-XL does, `context_len` being its memory; "episodes", ReLIC's,
-            adds a table for the step within the episode and turns queries and keys by the count of episodes.
+            the last reset or, with attend="episode", from the episode's start, so neither may be further back
+            (`check_horizon`); "rotary" turns queries and keys; "relative" scores distances as Transformer-XL does,
+            `context_len` being its memory; "episodes", ReLIC's, adds a table for the step within the episode and turns
+            queries and keys by the count of episodes.
         mlp_ratio: F / D.
         dtype: of the computation; "auto" is bfloat16 on accelerators, float32 on CPU. Parameters are float32.
         num_kv_heads: G, a divisor of `num_heads`: so many heads have keys and values of their own, and are cached, each
@@ -132,6 +133,11 @@ class TransformerConfig:
         return lengths.get(self.positions)
 
     @property
+    def counts_episodes(self) -> bool:
+        """Whether positions are counted from where an episode starts, not from the last reset."""
+        return self.positions == "episodes" or self.attend == "episode"
+
+    @property
     def least_rows(self) -> int:
         """How many rows to train on at once: one is enough."""
         return 1
@@ -144,7 +150,7 @@ class TransformerConfig:
         """Refuses sequences that a table of learned positions cannot number.
 
         Args:
-            num_inputs: between two resets; with positions="episodes", of the longest episode.
+            num_inputs: between two resets; where `counts_episodes`, of the longest episode.
             option: what the error calls it.
         """
         if self.table_rows is not None and num_inputs > self.table_rows:
@@ -253,6 +259,8 @@ class Transformer(nnx.Module):
             )
         carry = carry._replace(length=length, place=place)
         x_B1D, keys, values = self._next(carry, x_BD[:, None], commit=True)
+        if isinstance(carry, Branches):
+            x_B1D = jnp.where(carry.index < carry.k[0].shape[2], x_B1D, jnp.nan)
         place = None if place is None else place._replace(step=place.step + 1)
         return carry._replace(index=carry.index + 1, length=length + 1, place=place, k=keys, v=values), x_B1D[:, 0]
 
@@ -261,7 +269,15 @@ class Transformer(nnx.Module):
         return self._next(carry, x_BND, commit=False)[0]
 
     def branch(self, carry: Memory, n: int, depth: int) -> Branches:
-        """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...]."""
+        """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...].
+
+        A full branch answers NaN.
+
+        Raises:
+            ValueError: `carry` is of branches already.
+        """
+        if isinstance(carry, Branches):
+            raise ValueError("carry is of branches already: branch once, for all leaves and the whole depth")
         cfg = self.config
         length, place = jax.tree.map(lambda count: jnp.repeat(count, n), (carry.length, carry.place))
         shape = (length.shape[0], cfg.kv_heads, depth, cfg.head_width)

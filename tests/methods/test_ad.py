@@ -18,6 +18,7 @@ from icrl_jax.methods.ad import ADConfig, action_loss, ad
 from icrl_jax.methods.sources import Distilled, HistoriesConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import rollout, start
 
@@ -141,6 +142,7 @@ def test_what_earlier_episodes_tell_is_learned_and_is_out_of_reach_within_one():
     ("options", "message"),
     [
         ({"horizon": 0}, "horizon=0: must be at least 1"),
+        ({"model": MLPConfig(width=8)}, "model='mlp': must be one that remembers what came before"),
         ({"mask": 1.0}, "mask=1.0: must be in \\[0, 1\\)"),
         ({"temperature": -1.0}, "temperature=-1.0: must be a finite number of at least 0"),
         ({"horizon": 4 * H + 1}, f"tokens of the horizon={4 * H + 1} is more than context_len={4 * H}"),

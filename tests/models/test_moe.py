@@ -354,6 +354,8 @@ def test_losses_of_weight_zero_are_left_out_and_shares_are_no_losses():
         ({"expert_width": 0}, "expert_width=0 must be a positive integer"),
         ({"expert_layers": "first"}, "expert_layers='first' must be one of all, last"),
         ({"router": "mlp"}, "router='mlp' must be one of linear, tanh"),
+        ({"num_task_experts": 3, "noise": True}, "noise=True must be False with num_experts=0"),
+        ({"num_experts": 3, "load_test": "noise"}, "load_test='noise' must be 'logit' with noise=False"),
         ({"task_hard_router": True}, "task_hard_router=True must be False with num_task_experts=0"),
         ({"load_test": "both"}, "load_test='both' must be one of logit, noise"),
         ({"dispatch": "fast"}, "dispatch='fast' must be one of auto, dense, sorted"),

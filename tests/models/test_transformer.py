@@ -148,6 +148,16 @@ def test_branch_matches_separate_steps(name):
         np.testing.assert_allclose(peeked[i::n], peek(model, alone, candidates[i::n]), atol=1e-5)
     with pytest.raises(ValueError, match="depth=2"):
         model(model.branch(carry, n, 2), *inputs)
+    with pytest.raises(ValueError, match="carry is of branches already"):
+        model.branch(branches, n, 2)
+
+
+def test_a_full_branch_answers_nan_and_no_wrong_number():
+    model, inputs = make_model("rotary"), make_inputs(4, seed=4)
+    branches = branch(model, used_carry(model), 1, 3)
+    branches, y = call(model, branches, *(x[:, :2] for x in inputs))
+    _, more = call(model, branches, *(x[:, 2:] for x in inputs))
+    assert np.isfinite(y).all() and np.isfinite(more[:, 0]).all() and np.isnan(more[:, 1]).all()
 
 
 @every_model
@@ -435,3 +445,5 @@ def test_check_horizon_refuses_longer_than_the_table():
     TransformerConfig(context_len=10, positions="rotary").check_horizon(11)
     with pytest.raises(ValueError, match="num_steps=8 .*max_episode_len=7.*episodes"):
         TransformerConfig(positions="episodes", max_episode_len=7).check_horizon(8, "num_steps")
+    counts = lambda **options: TransformerConfig(**options).counts_episodes
+    assert counts(positions="episodes") and counts(attend="episode") and not counts()

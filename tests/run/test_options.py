@@ -56,7 +56,7 @@ WRONG = [
     (("--behaviour", "nobody"), "invalid choice 'nobody' for argument '--behaviour'"),
     (("--preset", "huge"), "preset='huge': must be one of cpu, paper"),
     (("--nonsense", 3), "Unrecognized options: --nonsense"),
-    (("--model", "lstm"), "model='lstm': must be one of transformer, s5, gru, mlp"),
+    (("--model", "lstm"), "transformer, s5, gru, mlp; did you mean --model gru --cell lstm?"),
     (("--model", "mlp"), "must be below model.context_len=1"),  # it would see no context
     (("--model", "s5"), "Unrecognized options: --num-heads"),  # those of the transformer
     (("--resume", "/nowhere"), "/nowhere is not a run folder: it holds no config.json"),
