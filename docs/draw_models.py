@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from icrl_jax.report import names, style
 
@@ -41,6 +42,9 @@ def draw(axis: Axes, points: list[dict], quantity: str, label: str) -> None:
         axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=colour, label=model)
     axis.set(xscale="log", yscale="log")
     axis.set_xticks(lengths := sorted({point["length"] for point in points}), [f"{n:,}" for n in lengths])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("length of the sequence", fontsize=style.LABEL_SIZE, color=style.MUTED)
     axis.set_title(label, fontsize=style.LABEL_SIZE, loc="left", color=style.INK)
 
