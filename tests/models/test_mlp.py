@@ -1,6 +1,9 @@
 # ruff: noqa: N802, N803, N806
 """A feed-forward network keeps the contract of a sequence model, and remembers nothing."""
 
+import itertools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +51,27 @@ def test_step_matches_call():
         np.testing.assert_allclose(called[1], stepped[1], atol=1e-6)
 
 
-def test_an_output_depends_on_its_own_input_only():
+def test_step_matches_call_in_half_precision():
+    """Both make all their products, one a map, in bfloat16."""
+    model = make(dtype="bfloat16")
+    (_, y), (_, y_called) = scan_step(model, (), X, RESET), call(model, None, X, RESET)
+    assert y.dtype == y_called.dtype == jnp.float32
+    np.testing.assert_allclose(y, y_called, atol=0.02)
+    for run, x in ((model.step, X[:, 0]), (model, X)):
+        products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", str(jax.make_jaxpr(run)((), x, RESET)))
+        assert products == ["bf16"] * 2
+
+
+def test_resets_equal_separate_sequences():
+    """Wherever they are, for nothing is remembered."""
+    together = call(MODEL, None, X, RESET)[1]
+    for first, end in itertools.pairwise([0, 3, 4, T]):
+        apart = call(MODEL, None, X[:, first:end], jnp.zeros((B, end - first), bool))[1]
+        np.testing.assert_allclose(together[:, first:end], apart, atol=1e-6)
+
+
+def test_future_has_zero_gradient():
+    """And so has the past: an output depends on its own input only."""
     reach = jax.jit(jax.jacobian(lambda x: jnp.sin(MODEL(None, x, RESET[:1])[1]).sum(axis=(0, 2))))(X[:1])
     reach = np.asarray(jnp.abs(reach).sum(axis=(1, 3)))
     np.testing.assert_array_equal(reach > 0, np.eye(T, dtype=bool))

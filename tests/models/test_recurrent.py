@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,21 @@ def test_step_matches_call(name):
     x, reset = make_inputs()
     for stepped_from, called_from in ((used_carry(name),) * 2, (model.init_carry(B), None)):
         assert_close(scan_step(model, stepped_from, x, reset), call(model, called_from, x, reset))
+
+
+@pytest.mark.parametrize("name", ["s5", "s4d", "s5-post-ffn", "gru", "lstm"])
+def test_step_matches_call_in_half_precision(name):
+    """Both make all their products in bfloat16; the memory is float32, and not rounded to fewer digits."""
+    model, args = make_model(name, "bfloat16"), (used_carry(name), *make_inputs())
+    (stepped, y), (called, y_called) = scan_step(model, *args), call(model, *args)
+    for leaf in jax.tree.leaves((stepped, called)):
+        assert leaf.dtype == jnp.float32 and (leaf.astype(jnp.bfloat16).astype(jnp.float32) != leaf).any()
+    assert y.dtype == y_called.dtype == jnp.float32
+    np.testing.assert_allclose(y, y_called, atol=0.1)
+    assert np.abs(y - y_called).mean() < 0.01
+    for run in (scan_step, call):
+        products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", str(jax.make_jaxpr(run)(model, *args)))
+        assert set(products) == {"bf16"}
 
 
 @every_model

@@ -110,6 +110,39 @@ def in_numpy(layer):
     return -np.exp(get("log_decay")) + 1j * get("frequency"), np.exp(get("log_dt")), get("skip")
 
 
+@pytest.mark.parametrize(("kind", "state_size"), [("s5", 202), ("s4d", 6)])
+def test_a_layer_starts_with_its_eigenvalues_and_with_steps_of_all_lengths(kind, state_size):
+    """Those of HiPPO, or S4D-Lin's; and the steps spread log-uniformly over all of their range."""
+    _, layer = make(kind, width=101, state_size=state_size, dt_min=0.003, dt_max=0.7)
+    eigenvalues, dt, _ = in_numpy(layer)
+    linear = np.tile(-0.5 + 1j * np.pi * np.arange(3), (101, 1))
+    np.testing.assert_allclose(eigenvalues, hippo_normal(202)[0] if kind == "s5" else linear, rtol=1e-5)
+    spread = np.sort(np.log(dt.ravel() / 0.003) / np.log(0.7 / 0.003))
+    assert spread.shape == (101,)
+    assert -1e-5 < spread[0] < 0.05 and 0.95 < spread[-1] < 1 + 1e-5
+    np.testing.assert_allclose(spread, np.linspace(0, 1, 101), atol=0.2)
+
+
+def test_a_layer_starts_as_a_system_in_the_coordinates_of_hippo():
+    """V diag(lambda) V^H on N complex numbers, driven by a real B and read by a complex C, as the layer draws them."""
+    _, layer = make("s5")
+    _, key_b, key_c = jax.random.split(jax.random.key(0), 3)
+    B_ND = np.asarray(jax.random.normal(key_b, (7, 6)), np.float64).T * 7**-0.5
+    C_re, C_im = np.asarray(jax.random.normal(key_c, (2, 7, 6)), np.float64) * 6**-0.5
+    u = np.random.default_rng(6).normal(size=(T, 7)).astype(np.float32)
+    eigenvalues, V = hippo_normal(6)
+    _, dt, skip = in_numpy(layer)
+    on_all = lambda f: (V * f) @ V.conj().T  # [N, N], of a function of the eigenvalues
+    a = np.exp(eigenvalues * dt)
+    A, hold = on_all(a), on_all((a - 1) / eigenvalues)
+    state, expected = np.zeros(6), []
+    for t in range(T):
+        state = A @ state + hold @ B_ND @ u[t]
+        expected.append(2 * ((C_re + 1j * C_im) @ state).real + skip * u[t])
+    found = outputs(layer, jnp.asarray(u[:, None]), jnp.zeros((T, 1), bool))
+    np.testing.assert_allclose(found[:, 0], np.array(expected), atol=1e-4)
+
+
 def test_a_full_state_equals_the_conjugate_half():
     """S5 in NumPy with all N states, each beside its conjugate, and the zero-order hold as it is defined."""
     _, layer = make("s5")
