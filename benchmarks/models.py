@@ -27,7 +27,7 @@ class Size(NamedTuple):
     futures: tuple[int, int, int, int] = (1024, 25, 4, 5)  # context, branches, their depth; candidates of a peek
 
 
-QUICK = Size(8, 1, (4, 8), 16, 2, 3, 1, (2, 5, 8), (8, 3, 2, 2))
+QUICK = Size(8, 1, (4,), 16, 2, 3, 1, (2, 5, 8), (8, 3, 2, 2))
 
 
 def models(size: Size, length: int) -> dict[str, ModelConfig]:

@@ -95,11 +95,11 @@ def test_a_cheetah_is_paid_for_its_velocity_in_one_trace_for_all_tasks(getkey):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cheetah_dir", "ant_dir", "walker_params"])
+@pytest.mark.parametrize("name", ["ant_dir", "walker_params"])
 def test_whole_episodes_of_random_play(name, getkey):
     obs, state, _ = check_a_walk(name, walk(name, 200), 200, getkey)
     first = np.asarray(obs)[:, 0]
-    assert first.shape == (B, {"cheetah_dir": 17, "ant_dir": 27, "walker_params": 17}[name])
+    assert first.shape == (B, {"ant_dir": 27, "walker_params": 17}[name])
     if name == "walker_params":
         np.testing.assert_allclose(obs[..., 0], torso(state)[..., 2])
         assert np.abs(obs[..., 8:]).max() <= 10
@@ -131,9 +131,8 @@ def test_a_step_is_that_of_brax_and_pays_by_the_preset(name, preset, getkey):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["spring", "mjx"])  # the default, and the one that shares least with it
-def test_every_number_of_a_walkers_body_matters(backend, getkey):
-    env = icrl_envs.make("walker_params", backend=backend)
+def test_every_number_of_a_walkers_body_matters(getkey):
+    env = icrl_envs.make("walker_params", backend="mjx")  # which shares least with the default
     factors = {"mass_scale": 7, "inertia_scale": 7, "damping_scale": 6, "friction_scale": 8}
     standard = env.default_params
     tasks = [standard]

@@ -27,12 +27,8 @@ CONFIGS = {
     "s5-post-ffn": S5Config(width=D, num_layers=2, state_size=6, norm="post", gate="half_glu1", mlp_ratio=2),
     "s5-remat": S5Config(width=D, num_layers=2, state_size=6, norm="none", gate="half_glu2", remat=True),
     "s5-experts": S5Config(width=D, num_layers=2, state_size=6, mlp_ratio=2, moe=EXPERTS),
-    "s4d-last": S5Config(
-        width=D, num_layers=2, kind="s4d", state_size=4, mlp_ratio=2, moe=MoEConfig(num_experts=5, top_k=1, **LAST)
-    ),
-    "s5-hard": S5Config(width=D, num_layers=2, state_size=6, mlp_ratio=2, remat=True, moe=HARD),
     "s5-hard-last": S5Config(
-        width=D, num_layers=2, state_size=6, mlp_ratio=2, norm="none", moe=dataclasses.replace(HARD, **LAST)
+        width=D, num_layers=2, state_size=6, mlp_ratio=2, remat=True, moe=dataclasses.replace(HARD, **LAST)
     ),
     "gru": GRUConfig(width=D, num_layers=2),
     "lstm": GRUConfig(width=D, num_layers=2, cell="lstm"),
@@ -157,7 +153,7 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
 
 def test_a_sequence_is_routed_by_the_mean_of_what_its_gate_has_seen():
     """Since the last reset; without normalisation the output is what the experts read and what they make of it."""
-    config = dataclasses.replace(CONFIGS["s5-hard-last"], num_layers=1)
+    config = dataclasses.replace(CONFIGS["s5-hard-last"], num_layers=1, norm="none")
     model, (x, reset) = make(config, jax.random.key(0)), make_inputs()
     _, y, aux = jax.jit(lambda model: model(None, x, reset))(model)
     h, means = aux.task_inputs[0], []
