@@ -72,11 +72,16 @@ def trained_agents(method: Method, params: Tree) -> list[Agent]:
     return [method.agent(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
 
 
+def last_tenth(curves: np.ndarray) -> np.ndarray:
+    """The mean return of the last episodes, as `evaluate` counts them."""
+    return curves[..., -max(1, -(-curves.shape[-1] // 10)) :].mean(axis=-1)
+
+
 def summary(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """`results.json` entries of each agent from the returns of its episodes, [S, B, E]."""
     metrics = {
         "first_return": lambda x: x[..., 0],
-        METRIC: lambda x: x[..., -max(1, -(-x.shape[-1] // 10)) :].mean(axis=-1),
+        METRIC: last_tenth,
         "mean_return": lambda x: x.mean(axis=-1),
     }
     of_agent = lambda x: {metric: dict(statistics.interval(of(x))) for metric, of in metrics.items()}
@@ -117,7 +122,7 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
             "Training loss, and the final return in context on a few tasks as training goes on.",
         ),
     ]
-    final = {who: x[..., -max(1, -(-x.shape[-1] // 10)) :].mean(axis=-1) for who, x in curves.items()}
+    final = {who: last_tenth(x) for who, x in curves.items()}
     return Findings(
         agents=summary(curves),
         conditions={},

@@ -1,6 +1,6 @@
 """AD-eps in the dark room: improvement learned from an expert under ever less noise (Zisman et al. 2024).
 
-make train EXPERIMENT=ad_eps_dark_room                 6 to 8 minutes on two cores; to 9.7 of 16.4
+make train EXPERIMENT=ad_eps_dark_room                 6 minutes on two cores; from 0.3 to 9.7 of 16.4
 make train EXPERIMENT=ad_eps_dark_room PRESET=paper    the paper's sizes, for one GPU
 
 No learner is needed: the histories are the oracle's, each action replaced by a random one with a probability that falls

@@ -5,7 +5,7 @@ from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
 from icrl_jax.agents.noise_curriculum import noise_curriculum
 from icrl_jax.agents.oracle import oracle
-from icrl_jax.agents.prompted import prompted
+from icrl_jax.agents.prompted import prompted, trained
 from icrl_jax.agents.q_learning import q_learning
 from icrl_jax.agents.sources import as_learner
 from icrl_jax.agents.thompson import thompson_beta, thompson_gaussian
@@ -24,6 +24,7 @@ __all__ = [
     "thompson_beta",
     "thompson_gaussian",
     "thompson_linear",
+    "trained",
     "ucb",
     "ucb1",
     "uniform",

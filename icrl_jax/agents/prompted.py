@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from icrl_jax.agents.in_context import check_horizon
+from icrl_jax.agents.in_context import check_horizon, in_context
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, partial, select
 from icrl_jax.rollout import plain, replay
 
@@ -37,6 +37,18 @@ def prompted(agent: Agent, context: Transition | None = None, online: bool = Tru
     if online:
         return Agent(partial(_init_online, agent, context), partial(_act_online, agent, last))
     return Agent(partial(_init, agent, context), partial(_act_offline, agent, last))
+
+
+def trained(
+    policy: Tree,
+    context: Transition | None = None,
+    online: bool = True,
+    greedy: bool | None = None,
+    temperature: float = 1.0,
+) -> Agent:
+    """How a trained policy acts: it samples, offline it takes the likeliest action, unless `greedy` says otherwise."""
+    actor = in_context(policy, not online if greedy is None else greedy, temperature)
+    return prompted(actor, context, online)
 
 
 def _init(agent: Agent, context: Transition, key: Array) -> Tree:

@@ -23,10 +23,18 @@ def shuffled(context: Transition, key: Array) -> Transition:
     return jax.tree.map(lambda x: x[jax.random.permutation(key, x.shape[0])], context)
 
 
-def timesteps_of(transitions: Transition) -> TimeStep:
-    """The inputs on which an agent took these actions [T, ...], having begun at the first with an empty memory.
+def timesteps_of(transitions: Transition, reset: Array | None = None, prev: Transition | None = None) -> TimeStep:
+    """The inputs on which an agent took these actions, [T, ...]; the parallel twin of `rollout.replay`.
 
     Where an episode ended, `prev` shows its last observation and `obs` the first of the next one.
+
+    Args:
+      reset: bool [T], True where a sequence starts; by default at the first step only.
+      prev: the transition before the first, where the history continues one; by default none.
     """
-    prev = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]), transitions)
-    return TimeStep(transitions.obs, prev, jnp.zeros(prev.feedback.shape[0], bool).at[0].set(True))
+    if reset is None:
+        reset = jnp.zeros(transitions.feedback.shape[0], bool).at[0].set(prev is None)
+    first = jax.tree.map(lambda x: jnp.zeros_like(x[0]), transitions) if prev is None else prev
+    before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, transitions)
+    blank = lambda x: jnp.where(reset.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
+    return TimeStep(transitions.obs, jax.tree.map(blank, before), reset)

@@ -1,16 +1,19 @@
 """Everything that is trained, one paper a file."""
 
+from icrl_jax.methods.ad import ADConfig, ad
 from icrl_jax.methods.dpt import DPTConfig, dpt
 from icrl_jax.methods.ppo import PPOConfig, a2c, ppo, ppo_learner
 from icrl_jax.methods.sac import SACConfig, sac_learner
 from icrl_jax.methods.supervised import OptimConfig, supervised
 
 __all__ = [
+    "ADConfig",
     "DPTConfig",
     "OptimConfig",
     "PPOConfig",
     "SACConfig",
     "a2c",
+    "ad",
     "dpt",
     "ppo",
     "ppo_learner",

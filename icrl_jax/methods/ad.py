@@ -16,11 +16,10 @@ import jax
 from gymnax.environments import spaces
 
 from icrl_envs import TaskFamily
-from icrl_jax.agents import prompted
-from icrl_jax.agents.in_context import in_context
-from icrl_jax.core import Agent, Array, Method, Tree
+from icrl_jax.agents import trained
+from icrl_jax.core import Array, Method
 from icrl_jax.data.windows import Window, sample_window
-from icrl_jax.methods.sources import Distilled, HistoriesConfig, count_tasks, make_histories, make_learner
+from icrl_jax.methods.sources import Distilled, HistoriesConfig, count_tasks, make_histories
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.kinds import ModelConfig, kind_of
@@ -74,13 +73,16 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | None =
     Args:
       data: builds what is distilled, the same at every call; by default what `config.histories` says.
     Raises:
-      ValueError: label smoothing of actions that are continuous; a source that the family does not fit.
+      ValueError: label smoothing of actions that are continuous; a source that the family does not fit; histories
+        shorter than the window.
     """
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
     if data is None:
-        make_learner(env, config.histories, config.histories.num_streams)  # which refuses what does not fit
         data = partial(make_histories, env, config.histories)
+        shortest = jax.eval_shape(data).histories.form.least_steps  # refuses early what does not fit
+        if config.horizon > shortest:
+            raise ValueError(f"horizon={config.horizon}: must be at most {shortest}, the length of the streams")
 
     def init_params(key: Array) -> Policy:
         spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
@@ -93,7 +95,7 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | None =
         init_params,
         collect,
         partial(action_loss, mask=config.mask, label_smoothing=config.label_smoothing),
-        partial(agent, temperature=config.temperature),
+        partial(trained, temperature=config.temperature),
         config.optim,
         config.num_updates,
         config.batch_size,
@@ -119,13 +121,3 @@ def action_loss(
         losses_BT = (1 - label_smoothing) * losses_BT - label_smoothing * of_all.mean(axis=-1)
     loss = losses_BT.mean()
     return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}
-
-
-def agent(
-    policy: Policy, context: Tree = None, online: bool = True, greedy: bool | None = None, temperature: float = 1.0
-) -> Agent:
-    """How the trained model acts: it samples, or takes the likeliest action where `greedy`; offline it does so too."""
-    if greedy is None:
-        greedy = not online
-    actor = in_context(policy, greedy, temperature)
-    return actor if context is None and online else prompted(actor, context, online)

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from icrl_envs import revealed
 from icrl_envs.bandits import Bandit
-from icrl_jax.agents import prompted, thompson_gaussian
-from icrl_jax.agents.in_context import in_context
+from icrl_jax.agents import thompson_gaussian, trained
 from icrl_jax.core import Agent, Array, Method, Transition, Tree
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.data.contexts import as_timesteps, shuffled
@@ -120,7 +119,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         init_params,
         collect,
         partial(prefix_loss, train_empty=config.train_empty),
-        agent,
+        trained,
         config.optim,
         config.num_updates,
         config.batch_size,
@@ -163,9 +162,3 @@ def prefix_loss(policy: Policy, batch: Example, key: Array, train_empty: bool = 
     losses_BT = -prediction.log_prob(jnp.broadcast_to(batch.target_action[:, None], inputs.reset.shape))
     loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean()
     return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}
-
-
-def agent(policy: Policy, context: Tree = None, online: bool = True, greedy: bool | None = None) -> Agent:
-    """How the trained model acts: posterior sampling online, its argmax offline, unless `greedy` says otherwise."""
-    actor = in_context(policy, greedy=not online if greedy is None else greedy)
-    return actor if context is None and online else prompted(actor, context, online)

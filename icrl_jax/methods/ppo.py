@@ -19,9 +19,10 @@ from gymnax.environments.environment import Environment
 
 from icrl_envs import TaskFamily
 from icrl_envs.task_family import NEVER, any_of_batch
-from icrl_jax.agents import prompted
-from icrl_jax.agents.in_context import empty_memory, in_context, stack_memories, step_one
+from icrl_jax.agents import trained
+from icrl_jax.agents.in_context import empty_memory, stack_memories, step_one
 from icrl_jax.core import Agent, Array, Learner, Method, TimeStep, TrainState, Transition, Tree, partial
+from icrl_jax.data.contexts import timesteps_of
 from icrl_jax.methods.returns import gae
 from icrl_jax.methods.supervised import OptimConfig, descend, make_optimiser, make_schedule
 from icrl_jax.models.actor_critic import ActorCritic
@@ -168,8 +169,7 @@ def agent(
     params: ActorCritic, context: Transition | None = None, online: bool = True, greedy: bool | None = None
 ) -> Agent:
     """How the trained policy acts: it samples, or offline takes the mode, unless `greedy` says otherwise."""
-    actor = in_context(params.policy, greedy=not online if greedy is None else greedy)
-    return actor if context is None and online else prompted(actor, context, online)
+    return trained(params.policy, context, online, greedy)
 
 
 def explorer(params: ActorCritic) -> Agent:
@@ -279,14 +279,8 @@ def play(
         terminal = cut = record.trial_end
     advantage = gae(transition.feedback, value, next_value, terminal, cut, config.discount, config.trace)
     chosen = record.info["choice"], record.info["log_prob"]
-    return state, (record, Experience(_timesteps(first, record), *chosen, advantage, advantage + value))
-
-
-def _timesteps(first: TimeStep, record: Record) -> TimeStep:
-    """What the agent was given at each step, [T, ...]."""
-    prev = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first.prev, record.transition)
-    blank = lambda x: jnp.where(record.reset.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
-    return TimeStep(record.transition.obs, jax.tree.map(blank, prev), record.reset)
+    timesteps = timesteps_of(transition, record.reset, first.prev)
+    return state, (record, Experience(timesteps, *chosen, advantage, advantage + value))
 
 
 def learn(

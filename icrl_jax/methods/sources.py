@@ -73,6 +73,10 @@ class HistoriesConfig:
                 raise ValueError(f"{name}={value!r}: must be at least 1")
         if not 0 <= self.random_share < 1:
             raise ValueError(f"random_share={self.random_share!r}: must be in [0, 1)")
+        if round(self.random_share * self.num_streams) == self.num_streams:
+            raise ValueError(
+                f"random_share={self.random_share!r}: must leave one of {self.num_streams} streams to learn"
+            )
         if not 0 < self.kept_share <= 1:
             raise ValueError(f"kept_share={self.kept_share!r}: must be in (0, 1]")
         if self.shared and self.source != "q_learning":

@@ -153,6 +153,12 @@ def test_wrong_options_are_refused(options, message):
         dataclasses.replace(CONFIG, **options)
 
 
+def test_a_window_longer_than_the_streams_is_refused_before_they_are_made():
+    histories = dataclasses.replace(SOURCE, stride=4)
+    with pytest.raises(ValueError, match=f"horizon={4 * H}: must be at most {2 * H}, the length of the streams"):
+        ad(ENV, dataclasses.replace(CONFIG, histories=histories))
+
+
 def test_label_smoothing_of_continuous_actions_is_refused():
     config = dataclasses.replace(CONFIG, label_smoothing=0.1)
     with pytest.raises(ValueError, match="label_smoothing=0.1: must be 0 with the actions of env=PointRobot"):

@@ -104,6 +104,7 @@ def test_memory_is_foretold():
         ({"source": "dqn"}, "source='dqn': must be one of q_learning, ppo"),
         ({"num_streams": 0}, "num_streams=0: must be at least 1"),
         ({"random_share": 1.0}, "random_share=1.0: must be in"),
+        ({"random_share": 0.95}, "random_share=0.95: must leave one of 5 streams"),
         ({"kept_share": 0.0}, "kept_share=0.0: must be in"),
         ({"source": "expert", "shared": True}, "shared=True: is for source='q_learning'"),
     ],
