@@ -12,7 +12,9 @@ from two_episodes import on_host, spied
 
 import icrl_envs
 from icrl_jax.agents import as_learner, uniform
+from icrl_jax.core import Transition
 from icrl_jax.data.collect import collect_histories
+from icrl_jax.data.contexts import timesteps_of
 from icrl_jax.data.histories import stride_episodes
 from icrl_jax.data.windows import sample_window, window
 
@@ -106,3 +108,15 @@ def test_a_window_shows_what_the_agent_was_shown(name, reward, getkey):
     part = read(found, m, n, 13, 11)
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[1:], part.timesteps), jax.tree.map(lambda x: x[14:24], spy))
     np.testing.assert_array_equal(part.timesteps.obs[0], spy.obs[13])
+
+
+def test_inputs_go_on_from_what_came_before_and_forget_it_at_a_reset():
+    of = lambda t: Transition(*(jnp.float32(10 * t + i) for i in range(6)))
+    transitions = jax.tree.map(lambda *x: jnp.stack(x), *map(of, range(1, 8)))
+    reset = jnp.arange(7) == 3
+    obs, prev, found = timesteps_of(transitions, reset, of(0))
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *map(of, range(7)))
+    expected = jax.tree.map(lambda x: jnp.where(reset, 0, x), expected)
+    chex.assert_trees_all_equal((obs, prev, found), (transitions.obs, expected, reset))
+    assert timesteps_of(transitions).reset.tolist() == [True] + 6 * [False]
+    assert not timesteps_of(transitions, prev=of(0)).reset.any()
