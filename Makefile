@@ -22,7 +22,7 @@ PY   := $(VENV)/bin/python
 TRAIN     = $(PY) -m experiments.$(EXPERIMENT) --preset $(PRESET) $(ARGS)
 SWEEP     = $(PY) -m experiments.sweep --experiment $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 BENCH     = $(PY) -m benchmarks.bench $(ARGS)
-TEST      = JAX_PLATFORMS=cpu $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+TEST      = JAX_PLATFORMS=cpu $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 NOTEBOOKS = $(PY) -m pytest --nbmake --nbmake-timeout 3600 --timeout 3600 notebooks $(ARGS)
 
 # Compiled programs are kept between runs, however quick they were to compile.

@@ -4,6 +4,7 @@ Most of what the tests take is compilation, so programs are optimised little her
 JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test
 """
 
+import collections
 import gc
 import itertools
 import os
@@ -32,6 +33,12 @@ def pytest_configure(config):
     import icrl_envs
 
     icrl_envs.FAMILIES.update({path: path for path in config.getoption("--family")})
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first, so that at the end no process waits long for another."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

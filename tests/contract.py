@@ -1,7 +1,8 @@
-"""The two ways through a sequence model that must agree."""
+"""What must hold of sequence models: two ways through them agree, and gradients are slopes."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 call = jax.jit(lambda model, carry, x, reset: model(carry, x, reset)[:2])
 """Whole sequences at once, [B, T, D]."""
@@ -13,3 +14,15 @@ def scan_step(model, carry, x, reset):
     inputs = jnp.swapaxes(x, 0, 1), jnp.swapaxes(reset, 0, 1)
     carry, y = jax.lax.scan(lambda carry, xs: model.step(carry, *xs), carry, inputs)
     return carry, jnp.swapaxes(y, 0, 1)
+
+
+def assert_gradient_is_slope(f, args, h=1e-6):
+    """The gradient of `f(args)` in float64 is its slope along one direction. In NumPy, which compiles nothing."""
+    with jax.enable_x64(True):
+        args = jax.tree.map(lambda z: np.asarray(z, np.float64), args)
+        direction = jax.tree.map(lambda z: np.cos(np.arange(z.size)).reshape(z.shape), args)
+        along = lambda h: jax.tree.map(lambda z, d: z + h * d, args, direction)
+        f = jax.jit(jax.value_and_grad(f))
+        products = jax.tree.map(lambda g, d: np.sum(np.asarray(g) * d), f(args)[1], direction)
+        slope = (f(along(h))[0] - f(along(-h))[0]) / (2 * h)
+    np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=1e-6)

@@ -85,6 +85,7 @@ def four(tmp_path_factory):
     return dict(np.load(path)), done.stdout
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_same_numbers_as_one(four):
     if jax.device_count() > 1:
         pytest.skip("this process has several devices already")

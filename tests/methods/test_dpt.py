@@ -286,7 +286,7 @@ def as_context(history):
 def test_a_small_trained_dpt_gives_the_posterior_probability_that_each_arm_is_best():
     model = TransformerConfig(width=32, num_layers=2, num_heads=2, context_len=12, positions="none")
     optim = OptimConfig(learning_rate=5e-3)
-    method = dpt(ENV, tiny.dpt_config(model=model, optim=optim, num_updates=1000, batch_size=128, horizon=11))
+    method = dpt(ENV, tiny.dpt_config(model=model, optim=optim, num_updates=1000, batch_size=128, horizon=6))
     trained = jax.tree.map(lambda x: x[0], fit(KEYS, method, Schedule(1, 1000)).params)
     untrained = jax.tree.map(lambda x: x[0], init_seeds(KEYS, method).params)
     gaps, untrained_gaps, argmax_gaps = [], [], []

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import call, scan_step
+from contract import assert_gradient_is_slope, call, scan_step
 
 from icrl_jax.models.kinds import make_model, other_kind
 from icrl_jax.models.mlp import MLPConfig
@@ -86,13 +86,7 @@ def test_peek_and_branch_match_steps():
 
 def test_gradients_match_finite_differences_in_float64():
     model = make(dtype="float64")
-    with jax.enable_x64(True):
-        args = jax.tree.map(lambda z: jnp.asarray(z, jnp.float64), (model, X))
-        f = jax.jit(lambda args: jnp.sin(args[0](None, args[1], RESET)[1]).sum())
-        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
-        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
-        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
+    assert_gradient_is_slope(lambda args: jnp.sin(args[0](None, args[1], RESET)[1]).sum(), (model, X))
 
 
 def test_it_is_one_of_the_kinds():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import assert_gradient_is_slope
 from flax import nnx
 
 from icrl_jax.models.layers import layer_norm, linear
@@ -344,21 +345,13 @@ def test_residual_variance_does_not_grow_with_depth():
 def test_gradients_match_finite_differences_in_float64(name):
     """Of the weights, the inputs and the memory, along one direction."""
     carry = used_carry(make_model(name))
-    floating = lambda z: jnp.issubdtype(z.dtype, jnp.floating)
-    with jax.enable_x64(True):
-        widen = lambda tree: jax.tree.map(lambda z: jnp.asarray(z, jnp.float64) if floating(z) else z, tree)
-        x, *begins = make_inputs()
-        args = widen((make_model(name, dtype="float64"), (carry.k, carry.v), x))
+    x, *begins = make_inputs()
 
-        @jax.jit
-        def f(args):
-            model, (k, v), x = args
-            return jnp.sin(model(carry._replace(k=k, v=v), x, *begins)[1]).sum()
+    def f(args):
+        model, (k, v), x = args
+        return jnp.sin(model(carry._replace(k=k, v=v), x, *begins)[1]).sum()
 
-        direction = jax.tree.map(lambda z: jnp.cos(jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape), args)
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), jax.jit(jax.grad(f))(args), direction)))
-        ahead, behind = (f(jax.tree.map(lambda z, d: z + h * d, args, direction)) for h in (1e-6, -1e-6))  # noqa: B023
-        np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
+    assert_gradient_is_slope(f, (make_model(name, dtype="float64"), (carry.k, carry.v), x))
 
 
 def test_gradients_of_the_layers_match_finite_differences_in_float64():

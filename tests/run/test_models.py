@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import EXPERIMENT, assert_same_run
@@ -19,6 +20,7 @@ SIZES = (
 )
 
 
+@pytest.mark.slow
 def test_another_model_trains_resumes_and_is_loaded(tmp_path):
     model = "s5 --mlp-ratio 2 --num-experts 3 --top-k 1 --expert-layers last --noise"
     options = ["--model", *model.split(), *SIZES.split(), "--checkpoint-every", "1", "--runs-dir", str(tmp_path)]

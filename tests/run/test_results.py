@@ -38,6 +38,7 @@ def finished(tmp_path_factory):
     return runs / "dpt_bandit" / "latest", done.stdout
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_design_says(finished):
     run_dir, said = finished
     assert os.readlink(run_dir) == run_dir.resolve().name  # relative, so that runs/ can be moved

@@ -49,6 +49,7 @@ def forget_after(run_dir, chunk):
             shutil.rmtree(run_dir / "checkpoints" / str(step))
 
 
+@pytest.mark.slow
 def test_killing_at_random_points_and_resuming_changes_no_bit(whole, tmp_path):
     """SIGKILL to a process of its own, several times over; then it is left to finish."""
     seed = int(time.time())
