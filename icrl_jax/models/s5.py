@@ -28,7 +28,7 @@ from icrl_jax.models.layers import (
     precision,
     widened,
 )
-from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
+from icrl_jax.models.moe import MoEConfig, block_of, feed, feed_forward, make_blocks, no_totals
 from icrl_jax.models.recurrence import advance, linear_recurrence, multiply
 from icrl_jax.models.recurrent import Recurrent
 
@@ -226,7 +226,7 @@ class Block(nnx.Module):
     def __init__(self, config: S5Config, key: Array):
         D = config.width
         key_ssm, key_value, key_gate, key_ffn = jax.random.split(key, 4)
-        self.form, self.place, self.has_mean = config.gate, config.norm, config.moe.task_hard_router
+        self.form, self.place = config.gate, config.norm
         self.ssm = KINDS[config.kind](config, key_ssm)
         self.gate = fan_in(key_gate, (D, D), D)
         self.value = fan_in(key_value, (D, D), D) if config.gate == "full_glu" else None
@@ -251,9 +251,7 @@ class Block(nnx.Module):
         x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
         if self.ffn is None:
             return (states,), x, NOTHING
-        h = self._normed(x, self.ffn_norm, "pre")
-        totals = (total(h),) if self.has_mean else ()
-        y, aux = self.ffn(h, key, *map(average.mean, totals))
+        totals, y, aux = feed(self.ffn, self._normed(x, self.ffn_norm, "pre"), total, key)
         return (states, *totals), self._normed(x + y, self.ffn_norm, "post"), aux
 
     def _normed(self, x: Array, norm: LayerNorm | None, place: Norm) -> Array:
@@ -283,11 +281,8 @@ class S5(Recurrent):
 
     def init_carry(self, batch: int) -> Carry:
         """All states zero."""
-        states, total = jnp.zeros((batch, 2 * self.config.num_states)), jnp.zeros((batch, self.config.width + 1))
-        blocks = [self.blocks] * self.config.num_layers
-        if self.last is not None:
-            blocks[-1] = self.last
-        return tuple((states, total) if block.has_mean else (states,) for block in blocks)
+        states = jnp.zeros((batch, 2 * self.config.num_states))
+        return tuple((states, *totals) for totals in no_totals(self.config, batch))
 
     def _block(self, layer: int) -> Block:
         return block_of((self.blocks, self.last), layer, self.config.num_layers)
@@ -295,7 +290,8 @@ class S5(Recurrent):
     def step(self, carry: Carry, x_BD: Array, reset_B: Array, episode_B: Array | None = None) -> tuple[Carry, Array]:
         """One input a row; where an episode starts without a reset is for inputs to tell."""
         recur = lambda state, a, b: advance(a, b, state, reset_B)
-        carry, y_BD, _ = self._through(carry, x_BD, recur, lambda total, h: average.add(total, h, reset_B), None, False)
+        add_up = lambda total, h: average.forget(total, reset_B) + average.one(h)
+        carry, y_BD, _ = self._through(carry, x_BD, recur, add_up, None, False)
         return carry, y_BD
 
     def __call__(
