@@ -20,6 +20,7 @@ from icrl_jax.models.layers import (
     Aux,
     LayerNorm,
     Precision,
+    along,
     check_choices,
     check_sizes,
     fan_in,
@@ -172,7 +173,7 @@ class DenseStateSpace(StateSpace):
 
     def read(self, x: Array, u: Array) -> Array:
         """The outputs [..., D]."""
-        return linear(x.astype(u.dtype), self.c[...]) + u * _like(self.skip[...], u)
+        return linear(x.astype(u.dtype), self.c[...]) + u * along(self.skip[...], u)
 
 
 class DiagonalStateSpace(StateSpace):
@@ -197,24 +198,19 @@ class DiagonalStateSpace(StateSpace):
     def drive(self, b: Array, u: Array) -> Array:
         """What the inputs [..., D] add to the states, float32 [..., 2P]."""
         u_D1 = widened(u)[..., None]
-        return _flat(u_D1 * _like(b, u_D1))
+        return _flat(u_D1 * along(b, u_D1))
 
     def read(self, x: Array, u: Array) -> Array:
         """The outputs [..., D]."""
         x_re, x_im = (part.reshape(*u.shape, -1) for part in jnp.split(x, 2, axis=-1))
-        c_re, c_im = (_like(part, x_re) for part in jnp.split(self.c[...], 2, axis=-1))
-        return (x_re * c_re - x_im * c_im).sum(axis=-1).astype(u.dtype) + u * _like(self.skip[...], u)
+        c_re, c_im = (along(part, x_re) for part in jnp.split(self.c[...], 2, axis=-1))
+        return (x_re * c_re - x_im * c_im).sum(axis=-1).astype(u.dtype) + u * along(self.skip[...], u)
 
 
 def _flat(x: Array) -> Array:
     """[..., D, real | imaginary of M] to [..., real | imaginary of D * M]."""
     parts = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([part.reshape(*x.shape[:-2], -1) for part in parts], axis=-1)
-
-
-def _like(weights: Array, x: Array) -> Array:
-    """Weights with the rank and the dtype of `x`."""
-    return weights.reshape((1,) * (x.ndim - weights.ndim) + weights.shape).astype(x.dtype)
 
 
 KINDS = {"s5": DenseStateSpace, "s4d": DiagonalStateSpace}
