@@ -198,8 +198,3 @@ class MoE(nnx.Module):
                 raise ValueError("mean=None must be the running mean of the features with task_hard_router=True")
             routings["task"] = self.task.gate.route(seen_ND, moe.top_k, None)
         return routings
-
-    def shares(self, x: Array, mean: Array | None = None) -> dict[str, Array]:
-        """How the choices of all tokens [..., D] fall on the experts of each mixture, [X] summing to 1: for logs."""
-        routings = self.route(x.reshape(-1, x.shape[-1]), None, None if mean is None else mean.reshape(-1, x.shape[-1]))
-        return {name: routing.load / routing.expert.size for name, routing in routings.items()}
