@@ -28,6 +28,11 @@ def forget(total_BE: Array, reset_B: Array) -> Array:
     return jnp.where(reset_B[:, None], 0, total_BE)
 
 
+def add(total_BE: Array, x_BD: Array, reset_B: Array) -> Array:
+    """The total [B, D + 1] after one input."""
+    return forget(total_BE, reset_B) + one(x_BD)
+
+
 def add_all(total_BE: Array, x_TBD: Array, reset_TB: Array) -> Array:
     """The totals [T, B, D + 1] after each of some inputs."""
     x_TBE = one(x_TBD)

@@ -6,7 +6,8 @@ Axes: B rows, T time, D width, P complex states of a layer, M those of one featu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -285,9 +286,7 @@ class S5(Recurrent):
 
     def step(self, carry: Carry, x_BD: Array, reset_B: Array, episode_B: Array | None = None) -> tuple[Carry, Array]:
         """One input a row; where an episode starts without a reset is for inputs to tell."""
-        recur = lambda state, a, b: advance(a, b, state, reset_B)
-        add_up = lambda total, h: average.forget(total, reset_B) + average.one(h)
-        carry, y_BD, _ = self._through(carry, x_BD, recur, add_up, None, False)
+        carry, y_BD, _ = self._through(carry, x_BD, reset_B, key=None, sequence=False)
         return carry, y_BD
 
     def __call__(
@@ -301,30 +300,39 @@ class S5(Recurrent):
         """Whole sequences; `carry=None` is that of `init_carry`. `key` is for what is drawn in training only: the noise
         of routers."""
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
-        x_TBD, reset_TB = jnp.swapaxes(x_BTD, 0, 1), reset_BT.T
-        recur = lambda state, a, b: linear_recurrence(a, b, state, reset_TB)
-        add_up = lambda total, h: average.add_all(total, h, reset_TB)
-        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key)
+        memories, y_TBD, aux = self._through(carry, jnp.swapaxes(x_BTD, 0, 1), reset_BT.T, key, sequence=True)
         aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
         return memories, jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur, add_up, key, sequence=True):
-        """All blocks; `recur(state before, a, b)` gives the states, `add_up(total before, x)` the totals."""
-        remat = sequence and self.config.remat
-
-        def run(x, layer):
-            block, memory, key = layer
-            memory, x, aux = block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
-            return x, (jax.tree.map(lambda x: x[-1], memory) if sequence else memory, aux)
-
-        keys = [None if key is None else jax.random.fold_in(key, layer) for layer in range(len(carry))]
-        layers = [
-            (self._block(layer), memory, key) for layer, (memory, key) in enumerate(zip(carry, keys, strict=True))
-        ]
+    def _through(self, carry, x, reset, key, sequence):
+        """All blocks, and the last normalisation."""
+        layers = []
+        for i, memory in enumerate(carry):
+            layers.append(Layer(self._block(i), memory, None if key is None else jax.random.fold_in(key, i)))
+        run = stack.run_and_forget if sequence and self.config.remat else stack.run_all
         x, found = x.astype(self.config.compute_dtype), []
         for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
-            x, of_layers = (stack.run_and_forget if remat else stack.run_all)(run, x, alike)
+            x, of_layers = run(partial(_run_block, sequence, reset), x, alike)
             found += of_layers
         memories, reports = zip(*found, strict=True)
         x = widened(x)
         return memories, x if self.norm is None else self.norm(x), gather(list(reports))
+
+
+class Layer(NamedTuple):
+    """What each block has of its own."""
+
+    block: Block
+    memory: tuple[Array, ...]
+    key: Array | None
+
+
+# A function of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.
+@partial(jax.jit, static_argnums=0)
+def _run_block(sequence: bool, reset: Array, x: Array, layer: Layer) -> tuple[Array, tuple[tuple[Array, ...], Aux]]:
+    """One block over a `sequence` [T, B, D], or else over one input a row [B, D]: its outputs, its new memory and its
+    losses."""
+    block, memory, key = layer
+    recur, add_up = (linear_recurrence, average.add_all) if sequence else (advance, average.add)
+    seen, x, aux = block(x, lambda a, b: recur(a, b, memory[0], reset), lambda h: add_up(memory[1], h, reset), key)
+    return x, (jax.tree.map(lambda x: x[-1], seen) if sequence else seen, aux)

@@ -34,7 +34,7 @@ def test_both_ways_are_the_mean_since_the_last_reset():
     before, total, x, reset = inputs()
     expected = by_hand(before, np.asarray(x, np.float64), reset)
     together = jax.jit(average.add_all)(total, x, reset)
-    step = lambda total, xs: (average.forget(total, xs[1]) + average.one(xs[0]),) * 2
+    step = lambda total, xs: (average.add(total, *xs),) * 2
     _, one_by_one = jax.jit(lambda total: jax.lax.scan(step, total, (x, reset)))(total)
     for totals in together, one_by_one:
         np.testing.assert_allclose(average.mean(totals), expected, atol=1e-5)
