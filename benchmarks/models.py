@@ -1,6 +1,7 @@
 """The sequence models side by side: training and acting as sequences grow, the scan against a GRU, imagined futures."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,10 @@ class Size(NamedTuple):
     rounds: int = 3
     scan: tuple[int, int, int] = (32, 1024, 128)  # rows, length and width of one layer of S5 and one of GRU
     futures: tuple[int, int, int, int] = (1024, 25, 4, 5)  # context, branches, their depth; candidates of a peek
+    long: tuple[int, int] = (65_536, 4096)  # inputs of one sequence; how many of them a transformer sees at once
 
 
-QUICK = Size(8, 1, (4,), 16, 2, 3, 1, (2, 5, 8), (8, 3, 2, 2))
+QUICK = Size(8, 1, (4,), 16, 2, 3, 1, (2, 5, 8), (8, 3, 2, 2), (11, 5))
 
 
 def models(size: Size, length: int) -> dict[str, ModelConfig]:
@@ -44,12 +46,14 @@ def models(size: Size, length: int) -> dict[str, ModelConfig]:
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
-    """Two rows per model and length, the comparison with a GRU, and what a transformer's futures cost."""
+    """Two rows per model and length, the comparison with a GRU, what a transformer's futures cost, and one very long
+    sequence."""
     size = QUICK if quick else Size()
     yield scan_row(size)
     yield from future_rows(size)
     for length in size.lengths:
         yield from length_rows(size, length)
+    yield from long_rows(size)
 
 
 def scan_row(size: Size) -> Row:
@@ -78,6 +82,24 @@ def length_rows(size: Size, length: int) -> Iterator[Row]:
         step, note = 1e6 * act[name] / (size.acts * size.rows), f"{size.rows} rows at once"
         what = f"acting, {name}, context {length:,}"
         yield Row(what, f"{step:.3g} us a step", note=note, numbers={**place, "us_a_step": step})
+
+
+def long_rows(size: Size) -> Iterator[Row]:
+    """Forward and backward through one sequence, by models whose time grows no faster than it; and with `remat`."""
+    length, context = size.long
+    configs = models(size, context)
+    for name in ("transformer", "s5", "gru"):
+        sides = {"": configs[name]}
+        if hasattr(configs[name], "remat"):
+            sides[", remat"] = replace(configs[name], remat=True)
+        runs = {side: training(config, 1, length) for side, config in sides.items()}
+        seconds = in_turn({side: run for side, (run, _) in runs.items()}, rounds=1)
+        for side, (_, bytes_needed) in runs.items():
+            mib, seen = bytes_needed / 2**20, f", context {context:,}" if name == "transformer" else ""
+            note = f"{size.num_layers} layers{seen}; {mib:,.0f} MiB beside weights and inputs"
+            numbers = {"sequence": length, "kind": name + side, "seconds": seconds[side], "mib": mib}
+            what = f"training, {name}{side}, one sequence of {length:,}"
+            yield Row(what, f"{seconds[side]:.3g} s", note=note, numbers=numbers)
 
 
 def future_rows(size: Size) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""What must hold of sequence models: two ways through them agree, and gradients are slopes."""
+"""What must hold of sequence models: two ways through them agree, gradients are slopes, and what gates go by."""
 
 import jax
 import jax.numpy as jnp
@@ -26,3 +26,12 @@ def assert_gradient_is_slope(f, args, h=1e-6):
         products = jax.tree.map(lambda g, d: np.sum(np.asarray(g) * d), f(args)[1], direction)
         slope = (f(along(h))[0] - f(along(-h))[0]) / (2 * h)
     np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=1e-6)
+
+
+def running_means(h, reset):
+    """Of each row's inputs [B, T, D] since the last reset, by a plain loop."""
+    means = np.zeros(h.shape)
+    for b, t in np.ndindex(reset.shape):
+        first = max(np.flatnonzero(reset[b, : t + 1]), default=0)
+        means[b, t] = np.asarray(h[b, first : t + 1], np.float64).mean(axis=0)
+    return jnp.asarray(means, jnp.float32)

@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import chex
+import contract
 import finished_run
 import jax
 import jax.numpy as jnp
@@ -74,6 +76,11 @@ def test_python_in_the_architecture_runs(at_root, getkey):
     softmax = names["softmax_mean"](5)
     found = icrl_jax.evaluate(softmax, env, tasks, getkey(), num_steps=11)
     assert jnp.isfinite(found.metrics["cumulative_regret"]).all()
+
+    leaky = names["Leaky"](names["LeakyConfig"](width=7), getkey())
+    x, reset = jax.random.normal(getkey(), (5, 11, 7)), jax.random.bernoulli(getkey(), 0.2, (5, 11))
+    carry, _ = contract.call(leaky, None, x[:, ::-1], reset)
+    chex.assert_trees_all_close(contract.scan_step(leaky, carry, x, reset), contract.call(leaky, carry, x, reset))
 
     model = names["TransformerConfig"](width=8, num_layers=1, num_heads=2, context_len=12)
     config = names["DPTConfig"](model=model, horizon=11, batch_size=8, num_updates=4)

@@ -9,21 +9,34 @@ from jax import Array, lax
 
 from icrl_jax.models.layers import widened
 
+Totals = tuple[Array, ...]
+"""Of one block: one total [..., D + 1] where something goes by the mean, else none."""
+
 
 def mean(total: Array) -> Array:
     """[..., D + 1] to [..., D]."""
     return total[..., :-1] / total[..., -1:]
 
 
+def one(x: Array) -> Array:
+    """The total [..., D + 1] of one input by itself, in float32 at least; those of several add up."""
+    return jnp.concatenate([widened(x), jnp.ones((*x.shape[:-1], 1), widened(x).dtype)], axis=-1)
+
+
+def forget(total_BE: Array, reset_B: Array) -> Array:
+    """The total before an input that may start a sequence."""
+    return jnp.where(reset_B[:, None], 0, total_BE)
+
+
 def add(total_BE: Array, x_BD: Array, reset_B: Array) -> Array:
-    """The total [B, D + 1] after one input, in float32 at least; a reset forgets what came before."""
-    return jnp.where(reset_B[:, None], 0, total_BE) + _counted(x_BD)
+    """The total [B, D + 1] after one input."""
+    return forget(total_BE, reset_B) + one(x_BD)
 
 
 def add_all(total_BE: Array, x_TBD: Array, reset_TB: Array) -> Array:
     """The totals [T, B, D + 1] after each of some inputs."""
-    x_TBE = _counted(x_TBD)
-    x_TBE = x_TBE.at[0].set(jnp.where(reset_TB[0, :, None], 0, total_BE) + x_TBE[0])
+    x_TBE = one(x_TBD)
+    x_TBE = x_TBE.at[0].add(forget(total_BE, reset_TB[0]))
     return lax.associative_scan(_join, (x_TBE, reset_TB[..., None]))[0]
 
 
@@ -31,7 +44,3 @@ def _join(early, late):
     """Left out, not multiplied by zero, so that a NaN before a reset stays there."""
     (x, forgot), (late_x, late_forgot) = early, late
     return jnp.where(late_forgot, 0, x) + late_x, forgot | late_forgot
-
-
-def _counted(x: Array) -> Array:
-    return jnp.concatenate([widened(x), jnp.ones((*x.shape[:-1], 1), widened(x).dtype)], axis=-1)

@@ -1,7 +1,7 @@
 # ruff: noqa: N803, N806
 """The ring cache that a transformer acts with: what it holds, which slots are visible, how it is read and written.
 
-Axes: B rows, L layers, G heads of keys and values, C cache length, S inputs, K head width.
+Axes: B rows, D width, L layers, G heads of keys and values, C cache length, S inputs, K head width.
 """
 
 from typing import NamedTuple, TypeVar
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from icrl_jax.models.average import Totals
 from icrl_jax.models.positions import Place
 
 
@@ -21,6 +22,7 @@ class Memory(NamedTuple):
     place: Place | None  # with positions="episodes"
     k: tuple[Array, ...]  # L arrays [B, G, C, K]: heads first, so that a head's keys lie together when it recalls
     v: tuple[Array, ...]  # L arrays [B, G, C, K]
+    total: tuple[Totals, ...]  # L, [B, D + 1], of what experts have read that go by its mean
 
 
 class Branches(NamedTuple):
@@ -32,6 +34,7 @@ class Branches(NamedTuple):
     place: Place | None  # [B * n]
     k: tuple[Array, ...]  # L arrays [B * n, G, depth, K]
     v: tuple[Array, ...]  # L arrays [B * n, G, depth, K]
+    total: tuple[Totals, ...]  # L, [B * n, D + 1]
 
 
 Cache = TypeVar("Cache", Memory, Branches)

@@ -93,14 +93,14 @@ def _layer_norm_forward(x, scale, bias):
     x_f32 = x.astype(scale.dtype)
     mean = x_f32.mean(axis=-1, keepdims=True)
     rstd = lax.rsqrt(jnp.square(x_f32 - mean).mean(axis=-1, keepdims=True) + 1e-5)
-    y = (x_f32 - mean) * rstd * _like(scale, x) + _like(bias, x)
+    y = (x_f32 - mean) * rstd * along(scale, x_f32) + along(bias, x_f32)
     return y.astype(x.dtype), (x, mean, rstd, scale)
 
 
 def _layer_norm_backward(residuals, dy):
     x, mean, rstd, scale = residuals
     normal, dy_f32 = (x.astype(scale.dtype) - mean) * rstd, dy.astype(scale.dtype)
-    dnormal = dy_f32 * _like(scale, x)
+    dnormal = dy_f32 * along(scale, dy_f32)
     dmean = dnormal.mean(axis=-1, keepdims=True)
     dscale = (dnormal * normal).mean(axis=-1, keepdims=True)
     dx = (rstd * (dnormal - dmean - normal * dscale)).astype(x.dtype)
@@ -141,6 +141,7 @@ def fan_in(key: Array, shape: tuple[int, ...], inputs: int) -> nnx.Param:
     return nnx.Param(jax.random.normal(key, shape) * inputs**-0.5)
 
 
-def _like(vector: Array, x: Array) -> Array:
-    """A vector with the rank of `x`."""
-    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+def along(values: Any, x: Array) -> Array:
+    """Values along the last axes of `x`, with its rank and dtype."""
+    values = jnp.asarray(values, x.dtype)
+    return values.reshape((1,) * (x.ndim - values.ndim) + values.shape)

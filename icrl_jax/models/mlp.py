@@ -18,6 +18,7 @@ from icrl_jax.models.layers import (
     NOTHING,
     Aux,
     Precision,
+    along,
     check_choices,
     check_sizes,
     fan_in,
@@ -102,5 +103,5 @@ class MLP(Recurrent):
         x = x.astype(self.config.compute_dtype)
         for layer, bias in enumerate(self.biases):
             x = linear(x, self.maps[layer - 1][...]) if layer else x
-            x = activation(x + bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)))
+            x = activation(x + along(bias[...], x))
         return widened(x)

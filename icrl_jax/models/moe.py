@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from icrl_jax.models import average
+from icrl_jax.models.average import Totals
 from icrl_jax.models.experts import pays_to_sort, run_all, run_sorted
 from icrl_jax.models.layers import Aux, Mlp, check_choices, check_sizes, fan_in
 from icrl_jax.models.routing import Gate, LoadTest, Router, Routing, balance_loss, z_loss
@@ -92,6 +94,22 @@ class MoEConfig:
 def feed_forward(config: Any, key: Array) -> "MoE | Mlp":
     """The feed-forward part that a model's config asks for: `MoE` where `config.moe` has experts, else `Mlp`."""
     return MoE(config, key) if config.moe.has_experts else Mlp(config, key)
+
+
+def feed(
+    ffn: "MoE | Mlp", h: Array, add_up: Callable[[Array], Array], key: Array | None = None
+) -> tuple[Totals, Array, Aux]:
+    """A block's feed-forward part on what it reads [..., D]; `add_up` gives the totals, if it has a use for them."""
+    totals = (add_up(h),) if isinstance(ffn, MoE) and ffn.moe.task_hard_router else ()
+    y, aux = ffn(h, key, *map(average.mean, totals))
+    return totals, y, aux
+
+
+def no_totals(config: Any, batch: int) -> list[Totals]:
+    """Of each of a model's blocks, before any input."""
+    moe, zero = config.moe, jnp.zeros((batch, config.width + 1))
+    where = range(config.num_layers) if moe.expert_layers == "all" else (config.num_layers - 1,)
+    return [(zero,) if moe.task_hard_router and layer in where else () for layer in range(config.num_layers)]
 
 
 def make_blocks(make: Callable[[Any, Array], Tree], config: Any, key: Array) -> tuple[Tree, Tree | None]:
@@ -180,8 +198,3 @@ class MoE(nnx.Module):
                 raise ValueError("mean=None must be the running mean of the features with task_hard_router=True")
             routings["task"] = self.task.gate.route(seen_ND, moe.top_k, None)
         return routings
-
-    def shares(self, x: Array, mean: Array | None = None) -> dict[str, Array]:
-        """How the choices of all tokens [..., D] fall on the experts of each mixture, [X] summing to 1: for logs."""
-        routings = self.route(x.reshape(-1, x.shape[-1]), None, None if mean is None else mean.reshape(-1, x.shape[-1]))
-        return {name: routing.load / routing.expert.size for name, routing in routings.items()}

@@ -6,7 +6,8 @@ Axes: B rows, T time, D width, P complex states of a layer, M those of one featu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from icrl_jax.models.layers import (
     Aux,
     LayerNorm,
     Precision,
+    along,
     check_choices,
     check_sizes,
     fan_in,
@@ -28,7 +30,7 @@ from icrl_jax.models.layers import (
     precision,
     widened,
 )
-from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
+from icrl_jax.models.moe import MoEConfig, block_of, feed, feed_forward, make_blocks, no_totals
 from icrl_jax.models.recurrence import advance, linear_recurrence, multiply
 from icrl_jax.models.recurrent import Recurrent
 
@@ -172,7 +174,7 @@ class DenseStateSpace(StateSpace):
 
     def read(self, x: Array, u: Array) -> Array:
         """The outputs [..., D]."""
-        return linear(x.astype(u.dtype), self.c[...]) + u * _like(self.skip[...], u)
+        return linear(x.astype(u.dtype), self.c[...]) + u * along(self.skip[...], u)
 
 
 class DiagonalStateSpace(StateSpace):
@@ -197,24 +199,19 @@ class DiagonalStateSpace(StateSpace):
     def drive(self, b: Array, u: Array) -> Array:
         """What the inputs [..., D] add to the states, float32 [..., 2P]."""
         u_D1 = widened(u)[..., None]
-        return _flat(u_D1 * _like(b, u_D1))
+        return _flat(u_D1 * along(b, u_D1))
 
     def read(self, x: Array, u: Array) -> Array:
         """The outputs [..., D]."""
         x_re, x_im = (part.reshape(*u.shape, -1) for part in jnp.split(x, 2, axis=-1))
-        c_re, c_im = (_like(part, x_re) for part in jnp.split(self.c[...], 2, axis=-1))
-        return (x_re * c_re - x_im * c_im).sum(axis=-1).astype(u.dtype) + u * _like(self.skip[...], u)
+        c_re, c_im = (along(part, x_re) for part in jnp.split(self.c[...], 2, axis=-1))
+        return (x_re * c_re - x_im * c_im).sum(axis=-1).astype(u.dtype) + u * along(self.skip[...], u)
 
 
 def _flat(x: Array) -> Array:
     """[..., D, real | imaginary of M] to [..., real | imaginary of D * M]."""
     parts = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([part.reshape(*x.shape[:-2], -1) for part in parts], axis=-1)
-
-
-def _like(weights: Array, x: Array) -> Array:
-    """Weights with the rank and the dtype of `x`."""
-    return weights.reshape((1,) * (x.ndim - weights.ndim) + weights.shape).astype(x.dtype)
 
 
 KINDS = {"s5": DenseStateSpace, "s4d": DiagonalStateSpace}
@@ -226,7 +223,7 @@ class Block(nnx.Module):
     def __init__(self, config: S5Config, key: Array):
         D = config.width
         key_ssm, key_value, key_gate, key_ffn = jax.random.split(key, 4)
-        self.form, self.place, self.has_mean = config.gate, config.norm, config.moe.task_hard_router
+        self.form, self.place = config.gate, config.norm
         self.ssm = KINDS[config.kind](config, key_ssm)
         self.gate = fan_in(key_gate, (D, D), D)
         self.value = fan_in(key_value, (D, D), D) if config.gate == "full_glu" else None
@@ -251,9 +248,7 @@ class Block(nnx.Module):
         x = self._normed(x + self._gated(self.ssm.read(states, u)), self.norm, "post")
         if self.ffn is None:
             return (states,), x, NOTHING
-        h = self._normed(x, self.ffn_norm, "pre")
-        totals = (total(h),) if self.has_mean else ()
-        y, aux = self.ffn(h, key, *map(average.mean, totals))
+        totals, y, aux = feed(self.ffn, self._normed(x, self.ffn_norm, "pre"), total, key)
         return (states, *totals), self._normed(x + y, self.ffn_norm, "post"), aux
 
     def _normed(self, x: Array, norm: LayerNorm | None, place: Norm) -> Array:
@@ -283,19 +278,15 @@ class S5(Recurrent):
 
     def init_carry(self, batch: int) -> Carry:
         """All states zero."""
-        states, total = jnp.zeros((batch, 2 * self.config.num_states)), jnp.zeros((batch, self.config.width + 1))
-        blocks = [self.blocks] * self.config.num_layers
-        if self.last is not None:
-            blocks[-1] = self.last
-        return tuple((states, total) if block.has_mean else (states,) for block in blocks)
+        states = jnp.zeros((batch, 2 * self.config.num_states))
+        return tuple((states, *totals) for totals in no_totals(self.config, batch))
 
     def _block(self, layer: int) -> Block:
         return block_of((self.blocks, self.last), layer, self.config.num_layers)
 
     def step(self, carry: Carry, x_BD: Array, reset_B: Array, episode_B: Array | None = None) -> tuple[Carry, Array]:
         """One input a row; where an episode starts without a reset is for inputs to tell."""
-        recur = lambda state, a, b: advance(a, b, state, reset_B)
-        carry, y_BD, _ = self._through(carry, x_BD, recur, lambda total, h: average.add(total, h, reset_B), None, False)
+        carry, y_BD, _ = self._through(carry, x_BD, reset_B, key=None, sequence=False)
         return carry, y_BD
 
     def __call__(
@@ -309,30 +300,39 @@ class S5(Recurrent):
         """Whole sequences; `carry=None` is that of `init_carry`. `key` is for what is drawn in training only: the noise
         of routers."""
         carry = self.init_carry(x_BTD.shape[0]) if carry is None else carry
-        x_TBD, reset_TB = jnp.swapaxes(x_BTD, 0, 1), reset_BT.T
-        recur = lambda state, a, b: linear_recurrence(a, b, state, reset_TB)
-        add_up = lambda total, h: average.add_all(total, h, reset_TB)
-        memories, y_TBD, aux = self._through(carry, x_TBD, recur, add_up, key)
+        memories, y_TBD, aux = self._through(carry, jnp.swapaxes(x_BTD, 0, 1), reset_BT.T, key, sequence=True)
         aux = aux._replace(task_inputs=tuple(jnp.swapaxes(x_TBD, 0, 1) for x_TBD in aux.task_inputs))
         return memories, jnp.swapaxes(y_TBD, 0, 1), aux
 
-    def _through(self, carry, x, recur, add_up, key, sequence=True):
-        """All blocks; `recur(state before, a, b)` gives the states, `add_up(total before, x)` the totals."""
-        remat = sequence and self.config.remat
-
-        def run(x, layer):
-            block, memory, key = layer
-            memory, x, aux = block(x, lambda a, b: recur(memory[0], a, b), lambda h: add_up(memory[1], h), key)
-            return x, (jax.tree.map(lambda x: x[-1], memory) if sequence else memory, aux)
-
-        keys = [None if key is None else jax.random.fold_in(key, layer) for layer in range(len(carry))]
-        layers = [
-            (self._block(layer), memory, key) for layer, (memory, key) in enumerate(zip(carry, keys, strict=True))
-        ]
+    def _through(self, carry, x, reset, key, sequence):
+        """All blocks, and the last normalisation."""
+        layers = []
+        for i, memory in enumerate(carry):
+            layers.append(Layer(self._block(i), memory, None if key is None else jax.random.fold_in(key, i)))
+        run = stack.run_and_forget if sequence and self.config.remat else stack.run_all
         x, found = x.astype(self.config.compute_dtype), []
         for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
-            x, of_layers = (stack.run_and_forget if remat else stack.run_all)(run, x, alike)
+            x, of_layers = run(partial(_run_block, sequence, reset), x, alike)
             found += of_layers
         memories, reports = zip(*found, strict=True)
         x = widened(x)
         return memories, x if self.norm is None else self.norm(x), gather(list(reports))
+
+
+class Layer(NamedTuple):
+    """What each block has of its own."""
+
+    block: Block
+    memory: tuple[Array, ...]
+    key: Array | None
+
+
+# A function of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.
+@partial(jax.jit, static_argnums=0)
+def _run_block(sequence: bool, reset: Array, x: Array, layer: Layer) -> tuple[Array, tuple[tuple[Array, ...], Aux]]:
+    """One block over a `sequence` [T, B, D], or else over one input a row [B, D]: its outputs, its new memory and its
+    losses."""
+    block, memory, key = layer
+    recur, add_up = (linear_recurrence, average.add_all) if sequence else (advance, average.add)
+    seen, x, aux = block(x, lambda a, b: recur(a, b, memory[0], reset), lambda h: add_up(memory[1], h, reset), key)
+    return x, (jax.tree.map(lambda x: x[-1], seen) if sequence else seen, aux)

@@ -31,7 +31,7 @@ def token_sinks(token_D: Array, blocks: Sequence[Any]) -> list[SinkKV]:
     sinks, x_11D = [], token_D[None, None]
     for block in blocks:
         _, k, v = block.heads(x_11D)
-        x_11D, _ = block.merge(x_11D, for_queries(v, block.num_heads))
+        x_11D, *_ = block.merge(x_11D, for_queries(v, block.num_heads))
         sinks.append((k[0, 0], v[0, 0]))
     return sinks
 

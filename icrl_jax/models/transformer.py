@@ -8,7 +8,7 @@ Axes: B rows, T time, D width, H heads, G heads of keys and values, K head width
 L layers, N candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from icrl_jax.models import stack
+from icrl_jax.models import average, stack
 from icrl_jax.models.attention import attention
+from icrl_jax.models.average import Totals
 from icrl_jax.models.cache import Branches, Cache, Memory, Slots, heads_first, in_order, newest, next_slots, write
 from icrl_jax.models.layers import (
     NOTHING,
@@ -34,7 +35,7 @@ from icrl_jax.models.layers import (
     precision,
     widened,
 )
-from icrl_jax.models.moe import MoEConfig, block_of, feed_forward, make_blocks
+from icrl_jax.models.moe import MoEConfig, block_of, feed, feed_forward, make_blocks, no_totals
 from icrl_jax.models.plain_attention import contained
 from icrl_jax.models.positions import (
     NUM_WAVES,
@@ -62,7 +63,8 @@ class TransformerConfig:
         width: D, features of each input and output.
         num_layers: L.
         num_heads: H, a divisor of `width`.
-        context_len: C, how many inputs an output sees, its own included; also the length of the cache.
+        context_len: C, how many inputs an output sees, its own included; also the length of the cache. Only the mean
+            that `moe.task_hard_router` goes by is of all since the last reset.
         positions: "none" leaves order to the causal mask; "learned" adds a table of `context_len` rows, counted from
             the last reset or, with attend="episode", from the episode's start, so neither may be further back
             (`check_horizon`); "rotary" turns queries and keys; "relative" scores distances as Transformer-XL does,
@@ -114,9 +116,6 @@ class TransformerConfig:
                 f'max_episode_len={self.max_episode_len} is for positions="episodes", '
                 f'and must be None with positions="{self.positions}"'
             )
-
-        if self.moe.task_hard_router:
-            raise ValueError("task_hard_router=True must be False: a transformer keeps no running mean")
 
     @property
     def head_width(self) -> int:
@@ -206,11 +205,16 @@ class Block(nnx.Module):
         u, v = (bias[...].astype(dtype)[None, None] for bias in (self.content_bias, self.distance_bias))
         return q_BTHK + u, jnp.einsum("bthk,hkr->bthr", q_BTHK + v, self.waves[...].astype(dtype))
 
-    def merge(self, x: Array, o: Array, key: Array | None = None) -> tuple[Array, Aux]:
-        """The rest of the block, given what attention found, [B, T, H, K]."""
+    def merge(
+        self, x: Array, o: Array, add_up: Callable[[Array], Array] = average.one, key: Array | None = None
+    ) -> tuple[Array, Totals, Aux]:
+        """The rest of the block, given what attention found, [B, T, H, K].
+
+        `add_up` gives the totals of what experts read that go by its mean; by default each input's is its own.
+        """
         x = x + linear(o.reshape(x.shape), self.out[...])
-        y, aux = self.ffn(self.ffn_norm(x), key)
-        return x + y, aux
+        totals, y, aux = feed(self.ffn, self.ffn_norm(x), add_up, key)
+        return x + y, totals, aux
 
 
 class Transformer(nnx.Module):
@@ -236,7 +240,8 @@ class Transformer(nnx.Module):
         """An empty memory for `batch` rows."""
         cfg = self.config
         empty = (jnp.zeros((batch, cfg.kv_heads, cfg.context_len, cfg.head_width), cfg.compute_dtype),) * cfg.num_layers
-        return Memory(jnp.int32(0), jnp.zeros(batch, jnp.int32), self._first_place(batch), empty, empty)
+        totals = tuple(no_totals(cfg, batch))
+        return Memory(jnp.int32(0), jnp.zeros(batch, jnp.int32), self._first_place(batch), empty, empty, totals)
 
     def _first_place(self, batch: int) -> Place | None:
         zero = jnp.zeros(batch, jnp.int32)
@@ -257,12 +262,14 @@ class Transformer(nnx.Module):
             place = Place(
                 jnp.where(begins_B, 0, place.step), jnp.where(reset_B, 0, place.episode + begins_B.astype(jnp.int32))
             )
-        carry = carry._replace(length=length, place=place)
-        x_B1D, keys, values = self._next(carry, x_BD[:, None], commit=True)
+        total = jax.tree.map(lambda total_BE: average.forget(total_BE, reset_B), carry.total)
+        carry = carry._replace(length=length, place=place, total=total)
+        x_B1D, keys, values, total = self._next(carry, x_BD[:, None], commit=True)
         if isinstance(carry, Branches):
             x_B1D = jnp.where(carry.index < carry.k[0].shape[2], x_B1D, jnp.nan)
         place = None if place is None else place._replace(step=place.step + 1)
-        return carry._replace(index=carry.index + 1, length=length + 1, place=place, k=keys, v=values), x_B1D[:, 0]
+        carry = carry._replace(index=carry.index + 1, length=length + 1, place=place, k=keys, v=values, total=total)
+        return carry, x_B1D[:, 0]
 
     def peek(self, carry: Memory | Branches, x_BND: Array) -> Array:
         """The output [B, N, D] for each of N candidates, as if it alone came next; the carry stays as it is."""
@@ -279,10 +286,11 @@ class Transformer(nnx.Module):
         if isinstance(carry, Branches):
             raise ValueError("carry is of branches already: branch once, for all leaves and the whole depth")
         cfg = self.config
-        length, place = jax.tree.map(lambda count: jnp.repeat(count, n), (carry.length, carry.place))
+        rows = carry.length, carry.place, carry.total
+        length, place, total = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), rows)
         shape = (length.shape[0], cfg.kv_heads, depth, cfg.head_width)
         empty = (jnp.zeros(shape, cfg.compute_dtype),) * cfg.num_layers
-        return Branches(carry, jnp.int32(0), length, place, empty, empty)
+        return Branches(carry, jnp.int32(0), length, place, empty, empty, total)
 
     def __call__(
         self,
@@ -309,22 +317,21 @@ class Transformer(nnx.Module):
         place = None if before is None else places(before, reset_BT, begins_BT)
         x, turn = self._embed(x_BTD, position_BT, place, index + time_T[None])
 
-        layers = []
+        layers, totals = [], no_totals(cfg, B) if carry is None else carry.total
         for i, sink in enumerate(self._sinks()):
             memory = None if carry is None else (carry.k[i], carry.v[i])
-            layers.append(Layer(self._block(i), sink, memory, None if key is None else jax.random.fold_in(key, i)))
-        run = partial(_run_block, cfg, Span(index, start_BT, turn))
-        keys, values, reports = [], [], []
+            key_layer = None if key is None else jax.random.fold_in(key, i)
+            layers.append(Layer(self._block(i), sink, memory, totals[i], key_layer))
+        run = partial(_run_block, cfg, Span(index, start_BT, turn, reset_BT))
+        found = []
         for alike in [layers] if self.last is None else [layers[:-1], layers[-1:]]:
-            x, found = (stack.run_and_forget if cfg.remat else stack.run_all)(run, x, alike)
-            for k, v, aux in found:
-                keys.append(k)
-                values.append(v)
-                reports.append(aux)
+            x, of_layers = (stack.run_and_forget if cfg.remat else stack.run_all)(run, x, alike)
+            found += of_layers
+        keys, values, totals, reports = zip(*found, strict=True)
         if place is not None:
             place = Place(place.step[:, -1] + 1, place.episode[:, -1])
-        carry = Memory(index + T, position_BT[:, -1] + 1, place, tuple(keys), tuple(values))
-        return carry, self.norm(widened(x)), gather(reports)
+        carry = Memory(index + T, position_BT[:, -1] + 1, place, keys, values, totals)
+        return carry, self.norm(widened(x)), gather(list(reports))
 
     def _scan_step(
         self, carry: Branches, x_BTD: Array, reset_BT: Array, episode_BT: Array | None
@@ -338,20 +345,21 @@ class Transformer(nnx.Module):
 
     def _next(
         self, carry: Memory | Branches, x_BND: Array, commit: bool
-    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        """Outputs for N alternative next inputs a row, and the cache, with the (only) input written if `commit`."""
+    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...], tuple[Totals, ...]]:
+        """Outputs for N alternative next inputs a row; and the cache, with the (only) input written, and what experts
+        have read, if `commit`."""
         cfg = self.config
         slots = next_slots(carry)
         position_B1, place = jax.tree.map(lambda count: count[:, None], (carry.length, carry.place))
         x, turn = self._embed(x_BND, position_B1, place, slots.index[None, None])
-        keys, values = list(carry.k), list(carry.v)
+        keys, values, totals = list(carry.k), list(carry.v), list(carry.total)
         for layer, sink in enumerate(self._sinks()):
             past = (carry.past.k[layer], carry.past.v[layer]) if isinstance(carry, Branches) else None
             last = keys[layer], values[layer]
-            x, (keys[layer], values[layer]) = _next_block(
-                cfg, commit, self._block(layer), sink, x, slots, turn, past, last
+            x, (keys[layer], values[layer]), totals[layer] = _next_block(
+                cfg, commit, self._block(layer), sink, x, slots, turn, past, last, totals[layer]
             )
-        return self.norm(widened(x)), tuple(keys), tuple(values)
+        return self.norm(widened(x)), tuple(keys), tuple(values), tuple(totals)
 
     def _block(self, layer: int) -> Block:
         return block_of((self.blocks, self.last), layer, self.config.num_layers)
@@ -391,6 +399,7 @@ class Span(NamedTuple):
     index: Array  # int32 []: inputs before the first
     start: Array  # int32 [B, T]: where the sequence of each began, counted from the first
     turn: Rotation | None
+    reset: Array  # bool [B, T]
 
 
 class Layer(NamedTuple):
@@ -399,17 +408,18 @@ class Layer(NamedTuple):
     block: Block
     sink: SinkKV
     memory: tuple[Array, Array] | None  # keys and values, in a ring
+    totals: Totals
     key: Array | None
 
 
-Found = tuple[Array, Array, Aux]  # by a block: its new memory, and its losses
+Found = tuple[Array, Array, Totals, Aux]  # by a block: its new memory, and its losses
 
 
 # Blocks are functions of arguments alone, under `jit`: traced and lowered once for all layers; XLA inlines the calls.
 @partial(jax.jit, static_argnums=0)
 def _run_block(config: TransformerConfig, span: Span, x_BTD: Array, layer: Layer) -> tuple[Array, Found]:
     """One block over whole sequences that follow a memory: its outputs, its new memory and its losses."""
-    block, sink, memory, key = layer
+    block, sink, memory, totals, key = layer
     T, C = x_BTD.shape[1], config.context_len
     past = 0 if memory is None else C  # how many keys precede the first input
     q, k, v = block.heads(x_BTD)
@@ -423,9 +433,14 @@ def _run_block(config: TransformerConfig, span: Span, x_BTD: Array, layer: Layer
     seen = q, k
     if far is not None:
         seen = with_distances(q, far, k, span.index - past + jnp.arange(past + T, dtype=jnp.int32))
-    x_BTD, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, own_sink), key)
+
+    def add_up(h_BTD: Array) -> Array:
+        return jnp.swapaxes(average.add_all(totals[0], jnp.swapaxes(h_BTD, 0, 1), span.reset.T), 0, 1)
+
+    x_BTD, after, aux = block.merge(x_BTD, attention(*seen, v, span.start + past, C, own_sink), add_up, key)
     k, v = contained(k, v)
-    return x_BTD, (newest(k, span.index + T, C), newest(v, span.index + T, C), aux)
+    totals = tuple(total_BTE[:, -1] for total_BTE in after)
+    return x_BTD, (newest(k, span.index + T, C), newest(v, span.index + T, C), totals, aux)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -439,8 +454,10 @@ def _next_block(
     turn: Rotation | None,
     past: tuple[Array, Array] | None,
     last: tuple[Array, Array],
-) -> tuple[Array, tuple[Array, Array]]:
-    """One block for N alternative next inputs a row, and the last cache, with the (only) input written if `commit`."""
+    totals: Totals,
+) -> tuple[Array, tuple[Array, Array], Totals]:
+    """One block for N alternative next inputs a row; and the last cache and the totals, which have the (only) input in
+    them if `commit`."""
     keys, values = last
     q, k, v = block.heads(x_BND)
     distances = None
@@ -455,5 +472,6 @@ def _next_block(
         keys = write(keys, heads_first(new_k), slots.slot)
         values = write(values, heads_first(new_v), slots.slot)
     seen = [(keys, values)] if past is None else [past, (keys, values)]
-    x_BND, _ = block.merge(x_BND, recall(q, k, v, seen, slots.visible, distances, own_sink))
-    return x_BND, (keys, values)
+    o_BNHK = recall(q, k, v, seen, slots.visible, distances, own_sink)
+    x_BND, after, _ = block.merge(x_BND, o_BNHK, lambda h_BND: totals[0][:, None] + average.one(h_BND))
+    return x_BND, (keys, values), tuple(total_BNE[:, 0] for total_BNE in after) if commit else totals

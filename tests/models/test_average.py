@@ -34,9 +34,8 @@ def test_both_ways_are_the_mean_since_the_last_reset():
     before, total, x, reset = inputs()
     expected = by_hand(before, np.asarray(x, np.float64), reset)
     together = jax.jit(average.add_all)(total, x, reset)
-    _, one_by_one = jax.jit(lambda total: jax.lax.scan(lambda c, xs: (average.add(c, *xs),) * 2, total, (x, reset)))(
-        total
-    )
+    step = lambda total, xs: (average.add(total, *xs),) * 2
+    _, one_by_one = jax.jit(lambda total: jax.lax.scan(step, total, (x, reset)))(total)
     for totals in together, one_by_one:
         np.testing.assert_allclose(average.mean(totals), expected, atol=1e-5)
 
@@ -60,6 +59,6 @@ def test_totals_are_float32_whatever_the_inputs_are():
     """Small steps of a long sequence would be lost in half precision."""
     total = jnp.zeros((1, 2))
     for _ in range(3):
-        total = average.add(total, jnp.full((1, 1), 0.01, jnp.bfloat16), jnp.zeros(1, bool))
-    far = average.add(total + 1000, jnp.ones((1, 1), jnp.bfloat16), jnp.zeros(1, bool))
+        total = total + average.one(jnp.full((1, 1), 0.01, jnp.bfloat16))
+    far = total + 1000 + average.one(jnp.ones((1, 1), jnp.bfloat16))
     assert far.dtype == jnp.float32 and far[0, 1] == 1004

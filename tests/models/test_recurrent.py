@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import assert_gradient_is_slope, call, scan_step
+from contract import assert_gradient_is_slope, call, running_means, scan_step
 
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.kinds import make_model as make
@@ -156,13 +156,8 @@ def test_a_sequence_is_routed_by_the_mean_of_what_its_gate_has_seen():
     config = dataclasses.replace(CONFIGS["s5-hard-last"], num_layers=1, norm="none")
     model, (x, reset) = make(config, jax.random.key(0)), make_inputs()
     _, y, aux = jax.jit(lambda model: model(None, x, reset))(model)
-    h, means = aux.task_inputs[0], []
-    for b in range(B):
-        first = 0
-        for t in range(T):
-            first = t if reset[b, t] else first
-            means.append(np.asarray(h[b, first : t + 1], np.float64).mean(axis=0))
-    means = jnp.asarray(np.reshape(means, (B, T, D)), jnp.float32)
+    h = aux.task_inputs[0]
+    means = running_means(h, reset)
     block = jax.tree.map(lambda p: p[0], model.blocks)
     assert_close(y - h, block.ffn(h, None, means)[0])
     by_token, by_mean = (np.asarray(block.ffn.task.gate.route(z.reshape(-1, D), 2, None).expert) for z in (h, means))

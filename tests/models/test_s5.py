@@ -5,12 +5,14 @@ import functools
 import itertools
 
 import chex
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from icrl_jax.models import recurrence
+from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.recurrence import linear_recurrence, multiply
 from icrl_jax.models.s5 import S5, DenseStateSpace, DiagonalStateSpace, S5Config, hippo_normal
 
@@ -212,6 +214,18 @@ def test_multiply_is_complex():
 def test_config_refuses_what_cannot_work(options, words):
     with pytest.raises(ValueError, match=words):
         S5Config(**options)
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_blocks_are_lowered_once_for_all_layers(experts):
+    """But for the last, where it alone has experts."""
+    moe = MoEConfig(num_experts=experts, expert_layers="last")
+    model = S5(S5Config(width=4, num_layers=4, state_size=6, mlp_ratio=2, moe=moe), jax.random.key(0))
+    carry, x, reset = model.init_carry(B), jnp.zeros((B, T, 4)), jnp.zeros((B, T), bool)
+    for run, inputs in (contract.call, (x, reset)), (jax.jit(S5.step), (x[:, 0], reset[:, 0])):
+        program = run.lower(model, carry, *inputs).as_text()
+        assert program.count("call @_run_block") == 4
+        assert program.count("func.func private @_run_block") == (2 if experts else 1)
 
 
 def test_remat_saves_memory_and_changes_no_gradient():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import assert_gradient_is_slope
+from contract import assert_gradient_is_slope, running_means
 from flax import nnx
 
 from icrl_jax.models.layers import layer_norm, linear
@@ -20,6 +20,7 @@ from icrl_jax.models.transformer import Transformer, TransformerConfig
 
 B, D, C, T = 7, 12, 5, 13
 EXPERTS = MoEConfig(num_experts=5, num_task_experts=3, noise=True)
+HARD = MoEConfig(num_task_experts=5, task_hard_router=True)
 BASE = TransformerConfig(width=D, num_layers=2, num_heads=2, context_len=C, positions="none")
 CONFIGS = {
     "none": BASE,
@@ -30,6 +31,10 @@ CONFIGS = {
     "apart": dataclasses.replace(BASE, positions="learned", attend="episode", sink="token", remat=True),
     "k0v0": dataclasses.replace(BASE, positions="rotary", sink="k0v0"),
     "experts": dataclasses.replace(BASE, positions="rotary", moe=EXPERTS),
+    "hard": dataclasses.replace(BASE, attend="episode", sink="token", moe=HARD),
+    "hard-last": dataclasses.replace(
+        BASE, remat=True, moe=dataclasses.replace(HARD, expert_layers="last", num_experts=5)
+    ),
     "last": dataclasses.replace(BASE, sink="token", moe=dataclasses.replace(EXPERTS, expert_layers="last")),
 }
 every_model = pytest.mark.parametrize("name", CONFIGS)
@@ -115,15 +120,35 @@ def test_resets_equal_separate_sequences(name):
 
 @every_model
 def test_future_has_zero_gradient(name):
-    """Nothing later, nothing before a reset, nothing older than the context of one layer times the layers."""
+    """Nothing later, nothing before a reset, nothing older than the context of one layer times the layers, if no
+    experts go by the mean of all."""
     model, reset_at = make_model(name), 6
     x, begins, none = make_inputs(batch=1)[0], beginnings(reset_at)[:1], beginnings()[:1]
     begin = (none, begins) if model.config.attend == "episode" else (begins, none)
     reach = jax.jit(jax.jacobian(lambda x: jnp.square(model(None, x, *begin)[1]).sum(axis=(0, 2))))(x)
     reach = np.abs(reach).sum(axis=(1, 3)) > 1e-6
     query, key = np.indices((T, T))
-    expected = (key <= query) & ((key >= reset_at) == (query >= reset_at)) & (query - key <= 2 * (C - 1))
+    expected = (key <= query) & ((key >= reset_at) == (query >= reset_at))
+    if not model.config.moe.task_hard_router:
+        expected &= query - key <= 2 * (C - 1)
     np.testing.assert_array_equal(reach, expected)
+
+
+def test_a_sequence_is_routed_by_the_mean_of_what_its_gate_has_read():
+    """Since the last reset, or episode where those are apart, and in calls before. Where attention finds nothing, all
+    else in a block is known."""
+    model = jax.tree.map(lambda p: p, make_model("hard", num_layers=1, sink="none"))
+    model.blocks.out[...] = jnp.zeros((1, D, D))
+    x, reset, episode = make_inputs()
+    carry, first = call(model, None, x[:, :6], reset[:, :6], episode[:, :6])
+    _, second = call(model, carry, x[:, 6:], reset[:, 6:], episode[:, 6:])
+
+    block = model._block(0)
+    h = block.ffn_norm(jnp.asarray(x))
+    means, means_of_all = running_means(h, reset | episode), running_means(h, np.zeros_like(reset))
+    y, other = (model.norm(x + block.ffn(h, None, seen)[0]) for seen in (means, means_of_all))
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), y, atol=1e-5)
+    assert np.abs(y - other).max() > 1e-2
 
 
 @every_model
@@ -350,6 +375,17 @@ def test_gradients_match_finite_differences_in_float64(name):
     def f(args):
         model, (k, v), x = args
         return jnp.sin(model(carry._replace(k=k, v=v), x, *begins)[1]).sum()
+
+    floating = lambda z: jnp.issubdtype(z.dtype, jnp.floating)
+    with jax.enable_x64(True):
+        widen = lambda tree: jax.tree.map(lambda z: jnp.asarray(z, jnp.float64) if floating(z) else z, tree)
+        x, *begins = make_inputs()
+        args = widen((make_model(name, dtype="float64"), (carry.k, carry.v, carry.total), x))
+
+        @jax.jit
+        def f(args):
+            model, (k, v, total), x = args
+            return jnp.sin(model(carry._replace(k=k, v=v, total=total), x, *begins)[1]).sum()
 
     assert_gradient_is_slope(f, (make_model(name, dtype="float64"), (carry.k, carry.v), x))
 

@@ -14,8 +14,8 @@ from gymnax.environments import spaces
 
 from icrl_jax.core import Array
 from icrl_jax.models.heads.distributions import Bins, Categorical, TanhGaussian
-from icrl_jax.models.heads.readout import Readout, along, check_hidden
-from icrl_jax.models.layers import check_choices, check_sizes
+from icrl_jax.models.heads.readout import Readout, check_hidden
+from icrl_jax.models.layers import along, check_choices, check_sizes
 
 Continuous = Literal["tanh_gaussian", "bins"]
 Sd = Literal["free", "state"]

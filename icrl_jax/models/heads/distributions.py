@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from icrl_jax.core import Array
-from icrl_jax.models.heads.readout import along
+from icrl_jax.models.layers import along
 
 INSIDE = 1 - 1e-6
 """How near to the bounds, which are at -1 and 1, a tanh-Gaussian reads an action."""

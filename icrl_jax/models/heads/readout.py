@@ -1,7 +1,6 @@
 """What all heads end in: a linear map, or hidden layers and one."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from flax import nnx
 
 from icrl_jax.core import Array
 from icrl_jax.models.embeddings import keys_for
-from icrl_jax.models.layers import fan_in, linear, widened
+from icrl_jax.models.layers import along, fan_in, linear, widened
 
 
 class Readout(nnx.Module):
@@ -38,8 +37,3 @@ def check_hidden(hidden: tuple[int, ...]) -> None:
     """Refuses hidden layers whose sizes are not positive integers."""
     if any(not isinstance(n, int) or n < 1 for n in hidden):
         raise ValueError(f"hidden={hidden!r} must be positive integers, or empty")
-
-
-def along(values: Any, x: Array) -> Array:
-    """A vector along the last axis of `x`, with its rank and dtype."""
-    return jnp.asarray(values, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

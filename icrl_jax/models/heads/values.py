@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx, struct
 
 from icrl_jax.core import Array
-from icrl_jax.models.heads.readout import Readout, along, check_hidden
-from icrl_jax.models.layers import check_choices, check_sizes
+from icrl_jax.models.heads.readout import Readout, check_hidden
+from icrl_jax.models.layers import along, check_choices, check_sizes
 
 Value = Literal["scalar", "two_hot"]
 
