@@ -64,6 +64,14 @@ def in_groups(function: Callable[[Tree, Tree], Tree], size: int) -> Callable[[Tr
     return grouped
 
 
+def one_after_another(function: Callable) -> Callable:
+    """Under vmap, calls `function` for one row after another on CPU, and for all at once elsewhere.
+
+    For loops that read and change one row's weights over and over: those then stay in a core's cache.
+    """
+    return jax.custom_batching.sequential_vmap(function) if jax.default_backend() == "cpu" else function
+
+
 def pad_rows(tree: Tree, group: int = 1) -> Tree:
     """Repeats the first rows at the end until every device has as many, in whole groups."""
     multiple = jax.device_count() * group

@@ -15,7 +15,7 @@ from icrl_jax.agents import as_learner, thompson_gaussian, uniform
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.methods.dpt import dpt
-from icrl_jax.parallel import check_rows, over_rows, pad_rows
+from icrl_jax.parallel import check_rows, one_after_another, over_rows, pad_rows
 from icrl_jax.train import Schedule, fit
 
 BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
@@ -117,3 +117,14 @@ def test_padding_repeats_the_first_rows_until_the_devices_divide_them(monkeypatc
     np.testing.assert_array_equal(pad_rows(jnp.arange(8)), np.arange(8))
     with pytest.raises(ValueError, match="batch_size=6: must be a multiple of the 4 devices"):
         check_rows("batch_size", 6)
+
+
+def test_one_after_another_loops_over_rows_on_cpu_only_and_changes_no_number(monkeypatch):
+    function = lambda shared, row: jnp.tanh(row["a"] @ shared) * row["b"]
+    rows = {"a": jax.random.normal(KEYS[0], (7, 3)), "b": jnp.arange(7.0)}
+    shared = jax.random.normal(KEYS[1], (3,))
+    at_once, in_turn = (jax.vmap(f, in_axes=(None, 0)) for f in (function, one_after_another(function)))
+    np.testing.assert_allclose(in_turn(shared, rows), at_once(shared, rows), rtol=1e-5)
+    assert "scan[" in str(jax.make_jaxpr(in_turn)(shared, rows))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert one_after_another(function) is function

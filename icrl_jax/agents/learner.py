@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.tree_util import Partial
 
+from icrl_envs.task_family import any_of_batch
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, partial, select
 
 
@@ -53,6 +54,8 @@ def _init(init, key: Array) -> Tree:
 
 
 def _act(init, learn, choose, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Tree, dict]:
-    carry = select(timestep.reset, init(), learn(carry, timestep.prev))
+    learned, reset = learn(carry, timestep.prev), timestep.reset
+    # Resets are rare, and a table is large: only where one is, is it read and written whole.
+    carry = jax.lax.cond(any_of_batch(reset), lambda: select(reset, init(), learned), lambda: learned)
     action, info = choose(carry, key, timestep.obs)
     return carry, action, info

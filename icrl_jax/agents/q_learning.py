@@ -128,14 +128,17 @@ def _learn(states: States, rates: Ramp, discount: Array, table: QTable, transiti
     at = _number(states, transition.obs), action
     then = jnp.max(q[_number(states, transition.next_obs)], axis=1)
     errors = feedback + discount * jnp.where(terminated, 0, then) - q[at]
-    visits = jnp.zeros_like(q).at[at].add(1)
-    return QTable(q.at[at].add(rates.at(table.counts) * errors / visits[at]), table.counts + 1)
+    if errors.size > 1:
+        errors /= jnp.zeros_like(q).at[at].add(1)[at]
+    return QTable(q.at[at].add(rates.at(table.counts) * errors), table.counts + 1)
 
 
 def _choose(states: States, epsilons: Ramp, num_dims: Static, table: QTable, key: Array, obs: Tree):
     q = table.values[_number(states, obs)]
-    draws = jax.random.uniform(key, (q.shape[0], q.shape[1] + 1))
+    draws = jax.random.uniform(key, (q.shape[0], 2))  # few, as they are most of what a step costs
     explores = draws[:, :1] < epsilons.at(table.counts)
     allowed = explores | (q == jnp.max(q, axis=1, keepdims=True))
-    action = jnp.argmax(jnp.where(allowed, draws[:, 1:], -1.0), axis=1).astype(jnp.int32)
+    rank = jnp.cumsum(allowed, axis=1)  # of each allowed action, from 1 on
+    pick = jnp.floor(draws[:, 1] * rank[:, -1].astype(q.dtype)).astype(rank.dtype)
+    action = jnp.argmax(rank > pick[:, None], axis=1).astype(jnp.int32)
     return action.reshape(obs.shape[: obs.ndim - num_dims.value]), {}

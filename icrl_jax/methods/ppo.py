@@ -32,6 +32,7 @@ from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.layers import check_choices, check_sizes
 from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.transformer import TransformerConfig
+from icrl_jax.parallel import one_after_another
 from icrl_jax.rollout import Record, RolloutState, Trial, rollout, start
 
 HEAD, VALUE = ActionHeadConfig(scale=0.01), ValueHeadConfig()
@@ -241,7 +242,8 @@ def play_and_learn(
     memories = stack_memories(state.params.policy.body, rollouts.carry)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
         rate = state.extra["hparams"]["learning_rate"] * make_schedule(config.optim, config.num_updates)(state.step)
-    params, opt_state, log = learn(config, state.params, state.opt_state, rate, experience, memories, key_learn)
+    learn_one = one_after_another(partial(learn, config))  # of many learners
+    params, opt_state, log = learn_one(state.params, state.opt_state, rate, experience, memories, key_learn)
     log |= {"feedback": record.transition.feedback.mean(), "learning_rate": rate}
     state = TrainState(params, opt_state, {**state.extra, "rollouts": after}, None, state.step + 1)
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record), log

@@ -239,6 +239,26 @@ def test_streams_of_a_learner_stay_in_its_task_and_a_method_meets_others():
     assert (many.trial_episodes < 2).all() and (many.t == 23).all()
 
 
+def test_many_learners_learn_in_turn_each_as_if_alone():
+    """In turn: no product of the update has an axis of learners."""
+    options = config("mlp", num_minibatches=5)
+    keys = jax.random.split(jax.random.key(8), 3)
+    states = [begin(options, key) for key in keys]
+    many = jax.tree.map(lambda *x: jnp.stack(x), *states)
+
+    def together(states, keys):
+        return jax.vmap(lambda state, key: play_and_learn(ENV, options, state, key))(states, keys)
+
+    after, record, _ = on_host(together)(many, keys)
+    for i in range(3):
+        alone, record_alone, _ = round_(dataclasses.replace(options, trial_episodes=None), states[i], keys[i])
+        np.testing.assert_array_equal(record.transition.action[i], record_alone.transition.action)
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[i], after.params), alone.params, atol=1e-4)  # noqa: B023
+    steps = N * T // 5  # in a minibatch
+    program = str(jax.make_jaxpr(together)(many, keys))
+    assert f"f32[{steps},1,6]" in program and f"f32[3,{steps},1,6]" not in program
+
+
 # Learning
 
 PROBES = Probes()
