@@ -22,8 +22,9 @@ MAX_ENTRIES = 2**22
 class QTable(NamedTuple):
     """What Q-learning remembers."""
 
-    values: Array  # float32 [S, A]
+    values: Array  # float32 [(R + 1) S, A]: S states for each count of rewards
     counts: Array  # int32 []: steps learned from; those of copies count as one
+    rewards: Array  # int32 []: above 0 in this episode, at most R
 
 
 class States(NamedTuple):
@@ -52,12 +53,13 @@ def q_learning(
     decay_steps: int = 1000,
     discount: float = 0.9,
     initial: float = 0.0,
+    count_rewards: int = 0,
 ) -> Agent:
     """Epsilon-greedy Q-learning, Q(s, a) += rate (r + discount max_b Q(s', b) - Q(s, a)); ties are broken at random.
 
     After a terminated step nothing is added for s', after a truncated one s' is the true last observation. It also acts
     behind `copies(env, n)`: n streams then share one table, and where several took a in s, Q(s, a) moves by the mean of
-    their errors. The observation is all it knows of the state.
+    their errors. The observation is all it knows of the state, but for the rewards it may count.
 
     Args:
       env: its observations are a `Discrete`, or a `Box` of integers with bounds, such as the cells of a room; its
@@ -67,6 +69,8 @@ def q_learning(
       decay_steps: steps over which both go from the first value to the last, in a straight line.
       discount: in [0, 1].
       initial: all values at the start; above what can be earned, it makes the learner try everything.
+      count_rewards: R, up to how many rewards of an episode it counts, and takes for a part of the state: where each is
+        paid once, what was seen does not tell what is left to find. Above 0 it does not act behind copies.
     Raises:
       ValueError: a value outside its range, other spaces, or a table of more than `MAX_ENTRIES`.
     """
@@ -74,6 +78,8 @@ def q_learning(
     actions = env.action_space(env.default_params)
     require(isinstance(actions, spaces.Discrete), "env", env.name, f"one with discrete actions, not {actions!r}")
     num_states, num_dims, states = _states(env)
+    require(is_int(count_rewards, 0), "count_rewards", count_rewards, "an integer of at least 0")
+    num_states *= count_rewards + 1
     entries = num_states * actions.n
     require(entries <= MAX_ENTRIES, "env", env.name, f"one of at most {MAX_ENTRIES} states x actions, not {entries}")
     require(is_int(decay_steps, 1), "decay_steps", decay_steps, "an integer of at least 1")
@@ -81,9 +87,10 @@ def q_learning(
     epsilons = Ramp(*_pair("epsilon", epsilon), over)
     rates = Ramp(*_pair("learning_rate", learning_rate), over)
     finite = number("initial", initial, "a finite number", math.isfinite)
-    first = QTable(jnp.full((num_states, actions.n), finite), jnp.zeros((), jnp.int32))
-    learn = partial(_learn, states, rates, _share("discount", discount))
-    return learner(partial(given, first), learn, partial(_choose, states, epsilons, Static(num_dims)))
+    none = jnp.zeros((), jnp.int32)
+    first, most = QTable(jnp.full((num_states, actions.n), finite), none, none), Static(count_rewards)
+    learn = partial(_learn, states, rates, _share("discount", discount), most)
+    return learner(partial(given, first), learn, partial(_choose, states, epsilons, Static(num_dims), most))
 
 
 def _pair(argument: str, values: Any) -> tuple[Array, Array]:
@@ -120,21 +127,31 @@ def _number(states: States, obs: Tree) -> Array:
     return jnp.sum(digits * states.strides[None], axis=1)
 
 
-def _learn(states: States, rates: Ramp, discount: Array, table: QTable, transition: Transition) -> QTable:
+def _stage(table: QTable, rewards: Array, most: Static) -> Array:
+    """The first state of those in which so many rewards were paid, int32 []."""
+    return rewards * (table.values.shape[0] // (most.value + 1))
+
+
+def _learn(states: States, rates: Ramp, discount: Array, most: Static, table: QTable, transition: Transition) -> QTable:
     q = table.values
     action, feedback, terminated = (
         x.reshape(-1) for x in (transition.action, transition.feedback, transition.terminated)
     )
-    at = _number(states, transition.obs), action
-    then = jnp.max(q[_number(states, transition.next_obs)], axis=1)
+    rewards = table.rewards
+    if most.value:
+        rewards = jnp.minimum(rewards + (transition.feedback > 0).astype(jnp.int32), most.value)
+    at = _stage(table, table.rewards, most) + _number(states, transition.obs), action
+    then = jnp.max(q[_stage(table, rewards, most) + _number(states, transition.next_obs)], axis=1)
     errors = feedback + discount * jnp.where(terminated, 0, then) - q[at]
     if errors.size > 1:
         errors /= jnp.zeros_like(q).at[at].add(1)[at]
-    return QTable(q.at[at].add(rates.at(table.counts) * errors), table.counts + 1)
+    if most.value:
+        rewards = jnp.where(transition.terminated | transition.truncated, 0, rewards)
+    return QTable(q.at[at].add(rates.at(table.counts) * errors), table.counts + 1, rewards)
 
 
-def _choose(states: States, epsilons: Ramp, num_dims: Static, table: QTable, key: Array, obs: Tree):
-    q = table.values[_number(states, obs)]
+def _choose(states: States, epsilons: Ramp, num_dims: Static, most: Static, table: QTable, key: Array, obs: Tree):
+    q = table.values[_stage(table, table.rewards, most) + _number(states, obs)]
     draws = jax.random.uniform(key, (q.shape[0], 2))  # few, as they are most of what a step costs
     explores = draws[:, :1] < epsilons.at(table.counts)
     allowed = explores | (q == jnp.max(q, axis=1, keepdims=True))

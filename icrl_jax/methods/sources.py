@@ -51,6 +51,8 @@ class HistoriesConfig:
     """Q-learning: all values before anything was seen; above what can be earned, they make it try everything."""
     q_epsilon: float = 0.0
     """Q-learning: probability of a random action."""
+    q_rewards: int = 0
+    """Q-learning: up to how many rewards of an episode it counts; for tasks that pay each once."""
     noise_last: float = 0.0
     """AD-eps: the probability of a random action at the end; above 0 the demonstrator stays poor."""
     noise_decay: float = 0.9
@@ -174,7 +176,8 @@ def make_source(env: TaskFamily, config: HistoriesConfig) -> tuple[Agent, Enviro
         rate = 1.0 if config.source_rate is None else config.source_rate
         discount = 0.9 if config.source_discount is None else config.source_discount
         constant = (config.q_epsilon, config.q_epsilon), (rate, rate)
-        return q_learning(env, *constant, discount=discount, initial=config.q_initial), env
+        how = dict(discount=discount, initial=config.q_initial, count_rewards=config.q_rewards)
+        return q_learning(env, *constant, **how), env
     if config.source == "expert":
         return oracle(env), revealed(env)
     if config.source == "noise_curriculum":
