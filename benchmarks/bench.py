@@ -1,6 +1,6 @@
 """Measures how fast the library is, against what one would otherwise use.
 
-    make bench                                   everything, about a quarter of an hour on two cores
+    make bench                                   everything, about twenty minutes on two cores
     make bench ARGS="--only update --json FILE"  one part of it, and the table as JSON
 
 Every ratio is taken in one run, the two sides in turn; docs/performance.md says what is measured and what bounds it.
@@ -16,12 +16,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import acting, collect, compiling, models, moe, parts, stepping, update
+from benchmarks import acting, collect, compiling, histories, models, moe, parts, stepping, update
 from benchmarks.measure import CLOCKS, Row, use_clock
 
 PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "step": stepping.rows,
     "collect": collect.rows,
+    "histories": histories.rows,
     "update": update.rows,
     "parts": parts.rows,
     "acting": acting.rows,

@@ -29,12 +29,12 @@ class DarkRoom:
 
     moves = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
 
-    def __init__(self, goal: np.ndarray, size: int, horizon: int):
-        self.goal, self.size, self.horizon = goal, size, horizon
+    def __init__(self, goal: np.ndarray, size: int, horizon: int, start: int = 0):
+        self.goal, self.size, self.horizon, self.start = goal, size, horizon, start
         self.reset()
 
     def reset(self) -> np.ndarray:
-        self.cell, self.time = np.zeros(2, int), 0
+        self.cell, self.time = np.full(2, self.start), 0
         return self.cell.copy()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool]:

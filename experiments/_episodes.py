@@ -1,3 +1,4 @@
+# ruff: noqa: N806
 """What experiments on episodic families share: returns in context, beside the source, controls and the oracle."""
 
 from collections.abc import Callable, Mapping
@@ -10,9 +11,9 @@ from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
 from icrl_jax.core import Agent, Array, Method, Tree
 from icrl_jax.data.collect import collect_histories
-from icrl_jax.data.histories import episode_returns
+from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
-from icrl_jax.methods.sources import HistoriesConfig, make_learner, predicted_bytes
+from icrl_jax.methods.sources import Distilled, HistoriesConfig, make_learner, predicted_bytes
 from icrl_jax.run import Findings, Trained
 
 METRIC = "final_return"
@@ -22,6 +23,9 @@ EVAL_SEED = 6_211
 
 VALIDATION_SEED = 5_077
 """Seed of the tasks that one watches and chooses by, in training and in sweeps."""
+
+SHOWN_STREAMS = 4
+"""Single histories in the figure of all."""
 
 WATCHED_TASKS = 32
 """How many those are at most."""
@@ -61,9 +65,26 @@ def source_returns(env: TaskFamily, histories: HistoriesConfig, tasks: Tree) -> 
     """What the source algorithm does in the test tasks, from scratch and for as long as its histories, [B, E]."""
     learner, num_rounds = make_learner(env, histories, histories.num_streams)
     made = collect_histories(learner, env, tasks, jax.random.key(EVAL_SEED + 2), num_rounds, next_obs=False)
-    every = np.asarray(episode_returns(made))  # [B, N, E], nan where a stream had fewer episodes
-    fewest = int(np.isfinite(every).sum(axis=-1).min())
-    return every[..., :fewest].mean(axis=1)
+    return whole_returns(made).mean(axis=1)
+
+
+def whole_returns(histories: Histories) -> np.ndarray:
+    """Return of each episode that every stream ended, [M, N, E]."""
+    every = np.asarray(episode_returns(histories))  # nan where a stream had fewer
+    return every[..., : int(np.isfinite(every).sum(axis=-1).min())]
+
+
+def learning_curve(distilled: Distilled) -> dict[str, np.ndarray]:
+    """Of histories as often as they are drawn: the mean return of each episode, where the middle 80 % of streams are,
+    and a few single streams of tasks far apart in the list; `[E]` and `[K, E]`."""
+    returns = whole_returns(distilled.histories)
+    M, N, E = returns.shape
+    weights = np.ones((M, N)) if distilled.weights is None else np.asarray(distilled.weights, float)
+    streams, weights = returns.reshape(M * N, E), weights.reshape(M * N)
+    low, high = np.quantile(streams, [0.1, 0.9], axis=0, weights=weights, method="inverted_cdf")
+    drawn = np.flatnonzero(weights)
+    each = streams[drawn[np.linspace(0, len(drawn) - 1, SHOWN_STREAMS).round().astype(int)]]
+    return {"mean": np.average(streams, axis=0, weights=weights), "low": low, "high": high, "each": each}
 
 
 def trained_agents(method: Method, params: Tree) -> list[Agent]:
@@ -109,12 +130,20 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
     loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{METRIC}"))
     watched_label = f"final return on {'training' if env.tasks is not None else 'validation'} tasks"
     longest = max(x.shape[-1] for x in curves.values())
+    distilled: Distilled = trained.data
+    num_tasks, num_streams, _ = distilled.histories.shape
     figures = [
         (
             "returns",
             report.curve_figure(drawn, "episode", "return", log=False),
             f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
             f"first; no weight changes. The source learns from scratch for {longest} episodes.",
+        ),
+        (
+            "histories",
+            report.curve_figure({"source": learning_curve(distilled)}, "episode", "return", log=False),
+            f"What was distilled: return of each episode in the {num_streams:,} histories of each of {num_tasks:,} "
+            f"training tasks. Thick: their mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones.",
         ),
         (
             "loss",

@@ -10,17 +10,39 @@ import numpy as np
 import pytest
 
 import icrl_envs
-from benchmarks import acting, bench, collect, compiling, cost, models, moe, numpy_loop, parts, stepping, update
+from benchmarks import (
+    acting,
+    bench,
+    collect,
+    compiling,
+    cost,
+    histories,
+    models,
+    moe,
+    numpy_loop,
+    numpy_ppo,
+    numpy_q_learning,
+    parts,
+    stepping,
+    update,
+)
 from experiments import dpt_bandit
+from icrl_jax.agents import q_learning
+from icrl_jax.core import Transition
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
+from icrl_jax.methods.ppo import PPOConfig, learn, play, ppo_learner
+from icrl_jax.methods.ppo import loss as ppo_loss
+from icrl_jax.methods.supervised import OptimConfig
+from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.transformer import TransformerConfig
+from icrl_jax.rollout import replay
 from icrl_jax.run.options import parse
 
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting, models, moe])
+@pytest.mark.parametrize("part", [stepping, collect, histories, update, parts, acting, models, moe])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)
@@ -137,6 +159,122 @@ def test_both_sides_of_xland_are_one_environment():
     np.testing.assert_array_equal(ours[0], theirs[0])
     np.testing.assert_array_equal(ours[1], theirs[1])
     np.testing.assert_array_equal(ours[2], theirs[3] == 0)
+
+
+@pytest.mark.parametrize("loop", [numpy_q_learning.one_by_one, numpy_q_learning.all_at_once])
+def test_the_q_learning_in_numpy_is_ours(loop):
+    """Its histories, replayed into ours, leave the same table; and it took none but the best actions."""
+    env, goals, num_steps = histories.ROOM, np.array([[4, 6], [3, 3], [0, 8]]), 403
+    found = loop(goals, env.size, env.horizon, num_steps, np.random.default_rng(0))
+    agent = q_learning(
+        env, (0.0, 0.0), (1.0, 1.0), discount=numpy_q_learning.DISCOUNT, initial=numpy_q_learning.INITIAL
+    )
+    step = jax.jit(
+        jax.vmap(lambda cell, action: env.next_state(env.start_state(cell), action, env.default_params)[0].cell)
+    )
+    ends = (np.arange(num_steps) + 1) % env.horizon == 0
+    table = np.full((env.size**2, 5), numpy_q_learning.INITIAL)
+    for s in range(len(goals)):
+        cells, actions = found.cells[s].astype(np.int32), found.actions[s].astype(np.int32)
+        after = np.asarray(step(cells, actions))
+        np.testing.assert_array_equal(cells[1:], np.where(ends[:-1, None], env.size // 2, after[:-1]))
+        np.testing.assert_array_equal(found.rewards[s], np.all(after == goals[s], axis=1))
+        never = np.zeros(num_steps, bool)
+        lived = Transition(cells, actions, found.rewards[s].astype(np.float32), after, never, ends)
+        one_more = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), lived)  # the last step is learned after it
+        carry, _ = jax.jit(replay)(agent, agent.init(jax.random.key(0)), one_more, jax.random.key(0))
+        np.testing.assert_allclose(found.values[s], carry.values, rtol=1e-5)
+        q = table.copy()
+        for t in range(num_steps):
+            state, then = cells[t] @ [env.size, 1], after[t] @ [env.size, 1]
+            assert q[state, actions[t]] == q[state].max()
+            q[state, actions[t]] = found.rewards[s, t] + numpy_q_learning.DISCOUNT * q[then].max()
+    assert len(set(found.actions[:, 0])) > 1  # ties are broken at random
+    assert found.rewards[:2, -env.horizon :].sum() > 20
+
+
+PPO = PPOConfig(
+    model=MLPConfig(width=7, num_layers=3),
+    optim=OptimConfig(0.02, weight_decay=0.0, schedule="constant", warmup=0.0, beta2=0.999, clip=0.05, eps=1e-5),
+    **{"num_streams": 5, "num_steps": 23, "num_epochs": 3, "num_minibatches": 1, "clip_ratio": 0.1},  # type: ignore[arg-type]
+)
+
+
+@pytest.fixture(scope="module")
+def ppo_round():
+    """Our learner, a round that it played, and a NumPy learner of the same weights; the policy is no longer uniform."""
+    env, key = histories.ROOM, jax.random.key(3)
+    task = env.default_params.replace(goal=np.array([4, 5], np.int32), max_steps_in_episode=np.int32(env.horizon))
+
+    @jax.jit
+    def begin(key):
+        state = ppo_learner(env, PPO).init(key, task)
+        head = state.params.policy.head.readout
+        head.out[...] = 100 * head.out[...]
+        one = lambda rollouts, key: play(env, PPO, state.params, rollouts, key, None)
+        return state, jax.vmap(one)(state.extra["rollouts"], jax.random.split(key, PPO.num_streams))[1]
+
+    state, (record, experience) = jax.device_get(begin(key))
+    alone = numpy_ppo.PPO(PPO, np.array([4, 5]), env.size, env.horizon, np.random.default_rng(0))
+    for mine, its in zip(alone.weights, of_network(state.params), strict=True):
+        mine[...] = its
+    log_prob, advantage, ret = experience.log_prob, experience.advantage, experience.ret
+    features = numpy_ppo.one_hot(record.transition.obs, env.size)
+    whole = features, experience.choice, log_prob, advantage, ret
+    return state, record, experience, alone, numpy_ppo.Batch(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+
+
+def of_network(params):
+    """As `numpy_ppo.Weights`."""
+    body, out = params.policy.body, params.critic.readout.out
+    values = lambda layers: np.stack([np.asarray(x[...]) for x in layers])
+    inputs, policy = params.policy.embed.tokens[0].maps[0], params.policy.head.readout.out
+    return numpy_ppo.Weights(
+        *(np.asarray(x) for x in (inputs[...], values(body.maps), values(body.biases), policy[...], out[...][:, 0]))
+    )
+
+
+def test_the_loss_and_gradient_of_ppo_in_numpy_are_ours(ppo_round):
+    """Away from the policy that acted, so that clipping bites."""
+    state, _, experience, alone, batch = ppo_round
+    params = jax.tree.map(lambda x: 1.3 * x, state.params)
+    vector, slopes = 1.3 * alone.vector, np.zeros_like(alone.slopes)
+    shapes = [x.shape for x in alone.weights]
+    loss = numpy_ppo.loss_and_gradient(*(numpy_ppo.views(x, shapes) for x in (vector, slopes)), batch, PPO)
+    ours = lambda params: ppo_loss(params, experience, (), jax.random.key(0), PPO)[0]
+    value, gradient = jax.jit(jax.value_and_grad(ours))(params)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    for mine, its in zip(numpy_ppo.views(slopes, shapes), of_network(gradient), strict=True):
+        assert np.abs(its).max() > 1e-3
+        np.testing.assert_allclose(mine, its, atol=1e-5)
+
+
+def test_a_round_of_ppo_in_numpy_is_ours(ppo_round):
+    """Advantages, and three steps of Adam on the whole round."""
+    state, record, experience, alone, batch = ppo_round
+    value, transition = record.info["value"], record.transition
+    following = lambda cells: numpy_ppo.forward(alone.weights, numpy_ppo.one_hot(cells, alone.size))[2]
+    next_value = np.stack([following(cells) for cells in transition.next_obs])
+    sides = (x.T for x in (transition.feedback, value, next_value, transition.truncated))
+    advantage = numpy_ppo.advantages(*sides, PPO)
+    np.testing.assert_allclose(advantage.T, experience.advantage, atol=1e-5)
+    assert transition.truncated.any() and transition.feedback.any()
+
+    after, _, _ = jax.jit(lambda *args: learn(PPO, *args))(
+        state.params, state.opt_state, np.float32(PPO.optim.learning_rate), experience, (), jax.random.key(0)
+    )
+    before = alone.vector.copy()
+    alone.improve(batch)
+    assert np.abs(alone.vector - before).max() > 0.03
+    for mine, its in zip(alone.weights, of_network(after), strict=True):
+        np.testing.assert_allclose(mine, its, atol=2e-4)
+
+
+def test_ppo_in_numpy_learns():
+    config = PPOConfig(num_streams=11, num_minibatches=11)
+    alone = numpy_ppo.PPO(config, np.array([4, 6]), 9, 20, np.random.default_rng(0))
+    returns = [alone.learn()[2].sum(axis=0).mean() for _ in range(40)]
+    assert np.mean(returns[:3]) < 4 and np.mean(returns[-3:]) > 12
 
 
 def _reward(actions, rewards, targets):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from rich.console import Console
 
 import icrl_envs
@@ -16,7 +17,9 @@ from experiments import _episodes as episodes
 from experiments import dpt_bandit
 from icrl_jax import agents, checkpoint
 from icrl_jax.core import Transition
+from icrl_jax.data.histories import Form, Histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
+from icrl_jax.methods.sources import Distilled
 from icrl_jax.report import read_results
 from icrl_jax.run.experiment import make_plan, run
 from icrl_jax.run.options import parse
@@ -95,6 +98,30 @@ def test_ad_dark_room_runs_a_few_steps(tiny_ad):
     tasks = jax.tree.map(lambda x: x[:3], env.tasks("test"))
     found = evaluate(agent, env, tasks, jax.random.key(0), num_episodes=3)
     assert found.curves["return"].shape == (3, 3)
+
+
+def test_the_histories_that_were_distilled_are_drawn(tiny_ad):
+    run_dir, _ = tiny_ad
+    assert imread(run_dir / "figures" / "histories.png").std() > 0.01
+    report = (run_dir / "report.html").read_text()
+    assert "return of each episode in the 10 histories of each of 65 training tasks" in report  # 2, dealt to 5 each
+
+
+def test_the_curve_of_histories_counts_each_as_often_as_it_is_drawn():
+    """Three streams of two tasks, two steps an episode; the last stream has ended one episode fewer."""
+    returns = np.array([[[0, 2, 5], [1, 3, 9], [7, 7, 7]], [[2, 4, 1], [0, 0, 3], [6, 8, 4]]])
+    steps = np.full((2, 3), 6).tolist()
+    steps[1][2] = 5
+    ends = np.broadcast_to(np.arange(6) % 2 == 1, (2, 3, 6)) & (np.arange(6) < np.array(steps)[..., None])
+    feedback = np.repeat(returns / 2, 2, axis=-1).astype(np.float32)
+    lived = Transition(None, None, jnp.asarray(feedback), None, jnp.zeros((2, 3, 6), bool), jnp.asarray(ends))
+    made = Histories(lived, np.zeros((2, 3, 6), np.uint8), jnp.asarray(steps), None, Form((), 2, False, 5))
+    alike = episodes.learning_curve(Distilled(made, None))
+    np.testing.assert_allclose(alike["mean"], returns[..., :2].mean(axis=(0, 1)))
+    drawn = episodes.learning_curve(Distilled(made, jnp.array([[3, 0, 0], [0, 1, 0]])))
+    np.testing.assert_allclose(drawn["mean"], [0, 1.5])
+    np.testing.assert_allclose([drawn["low"], drawn["high"]], [[0, 0], [0, 2]])
+    np.testing.assert_allclose(drawn["each"], [[0, 2], [0, 2], [0, 0], [0, 0]])
 
 
 def test_a_control_is_trained_once_and_found_again(tiny_ad):

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 
 from icrl_envs import TaskFamily, revealed, sample_tasks
@@ -17,9 +18,12 @@ from icrl_jax.core import Agent, Array, Learner
 from icrl_jax.data import filters
 from icrl_jax.data.collect import collect_histories, predict_bytes
 from icrl_jax.data.histories import Histories, beginnings, side_by_side, stride_episodes
-from icrl_jax.methods.ppo import PPOConfig, ppo_learner
+from icrl_jax.methods.ppo import PPOConfig, a2c, ppo_learner
+from icrl_jax.methods.sac import SACConfig, sac_learner
 
-Algorithm = Literal["q_learning", "ppo", "ucb1", "thompson_gaussian", "thompson_beta", "noise_curriculum", "expert"]
+Algorithm = Literal[
+    "q_learning", "ppo", "a2c", "sac", "ucb1", "thompson_gaussian", "thompson_beta", "noise_curriculum", "expert"
+]
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class HistoriesConfig:
     kept_share: float = 1.0
     """Share of each history that is kept, from its beginning (LHF's half histories)."""
     source_rate: float | None = None
-    """Learning rate of the source; None is 1 for Q-learning, right where nothing is random, and PPO's own."""
+    """Learning rate of the source; None is 1 for Q-learning, right where nothing is random, else the source's own."""
     source_discount: float | None = None
-    """gamma of the source; None is 0.9 for Q-learning, and PPO's own."""
+    """gamma of the source; None is 0.9 for Q-learning, else the source's own."""
     q_initial: float = 5.0
     """Q-learning: all values before anything was seen; above what can be earned, they make it try everything."""
     q_epsilon: float = 0.0
@@ -149,25 +153,40 @@ def make_learner(env: TaskFamily, config: HistoriesConfig, num_streams: int) -> 
     """The source algorithm on N streams, and in how many rounds it takes `num_steps` steps.
 
     Raises:
-      ValueError: a source that the family does not fit; steps that are no whole number of PPO's rounds.
+      ValueError: a source that the family does not fit; steps that are no whole number of its rounds.
     """
-    if config.source == "ppo":
-        ppo = ppo_source(config, num_streams)
-        if config.num_steps % ppo.num_steps:
-            raise ValueError(f"num_steps={config.num_steps}: must be a multiple of {ppo.num_steps}, a round of PPO")
-        return ppo_learner(env, ppo), config.num_steps // ppo.num_steps
+    if config.source in ("ppo", "a2c", "sac"):
+        options = gradient_source(config, num_streams)
+        if config.num_steps % options.num_steps:
+            whole = f"a multiple of {options.num_steps}, a round of {config.source}"
+            raise ValueError(f"num_steps={config.num_steps}: must be {whole}")
+        actions = env.action_space(env.default_params)
+        if config.source == "sac" and not isinstance(actions, spaces.Box):
+            raise ValueError(f"source='sac': is for continuous actions, not for those of env={env.name}")
+        learner = sac_learner(env, options) if isinstance(options, SACConfig) else ppo_learner(env, options)
+        return learner, config.num_steps // options.num_steps
     agent, where = make_source(env, config)
     with jax.ensure_compile_time_eval():  # a number also where the caller jits
         round_steps = math.gcd(config.num_steps, int(env.default_params.max_steps_in_episode))
     return as_learner(agent, where, num_streams, round_steps, config.shared), config.num_steps // round_steps
 
 
-def ppo_source(config: HistoriesConfig, num_streams: int) -> PPOConfig:
-    """PPO as a source: all streams share one policy, and one minibatch of an epoch is one stream's worth of steps."""
-    ppo = PPOConfig(num_streams=num_streams, num_minibatches=num_streams)
+def gradient_source(config: HistoriesConfig, num_streams: int) -> PPOConfig | SACConfig:
+    """The source as all streams share it: one policy, or one actor with its buffer.
+
+    A minibatch of PPO is one stream's worth of steps; A2C has the rates of AD's A3C.
+    """
+    if config.source == "ppo":
+        options = PPOConfig(num_streams=num_streams, num_minibatches=num_streams)
+    elif config.source == "a2c":
+        options = a2c(num_streams=num_streams)
+    else:
+        whole = -(-SACConfig.buffer_size // num_streams) * num_streams
+        options = SACConfig(num_streams=num_streams, buffer_size=whole)
     if config.source_rate is not None:
-        ppo = dataclasses.replace(ppo, optim=dataclasses.replace(ppo.optim, learning_rate=config.source_rate))
-    return ppo if config.source_discount is None else dataclasses.replace(ppo, discount=config.source_discount)
+        optim = dataclasses.replace(options.optim, learning_rate=config.source_rate)
+        options = dataclasses.replace(options, optim=optim)
+    return options if config.source_discount is None else dataclasses.replace(options, discount=config.source_discount)
 
 
 def make_source(env: TaskFamily, config: HistoriesConfig) -> tuple[Agent, Environment]:

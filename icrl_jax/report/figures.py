@@ -1,7 +1,8 @@
 """The figures of a report. Each takes plain numbers and returns a matplotlib ``Figure``; ``save_figure`` writes it.
 
 Axes: S seeds, N tasks or updates as said, T steps, A arms, R learning rates. A curve is what ``statistics.curve``
-gives: ``{"mean": [T], "low": [T], "high": [T]}``, where ``low`` and ``high`` may be missing.
+gives: ``{"mean": [T], "low": [T], "high": [T]}``, where ``low`` and ``high`` may be missing, and ``each`` ``[K, T]``
+may hold single ones, to be drawn thin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -349,6 +350,8 @@ def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, curve: Mapping[str, Any],
             linewidth=0,
             zorder=1,
         )
+    for one in curve.get("each", ()):
+        axes.plot(x, _floats(one), color=colour, linewidth=0.7, alpha=0.45, zorder=1)
     dashes = (0, (5, 3)) if agent != "random" else (0, (1.5, 2))
     axes.plot(
         x,
@@ -396,9 +399,11 @@ def _limits(
         return
     tops = [_floats(curves[agent].get("high", lines[agent])) for agent in inside]
     bottoms = [_floats(curves[agent].get("low", lines[agent])) for agent in inside]
-    joined = np.concatenate([*tops, *bottoms, *(lines[agent] for agent in inside), [0.0]])
+    singles = [_floats(one) for agent in inside for one in curves[agent].get("each", ())]
+    joined = np.concatenate([*tops, *bottoms, *singles, *(lines[agent] for agent in inside), [0.0]])
     low, high = np.nanmin(joined), np.nanmax(joined)
     room = 0.05 * (high - low or 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_ylim(low - (room if low < 0 else 0.3 * room), high + room)
 

@@ -38,6 +38,7 @@ class Trained(NamedTuple):
     metrics: list[dict[str, Any]]  # the rows of metrics.jsonl
     watch: Stopwatch
     controls: dict[str, tuple[Method, Tree]]  # what else was trained, to be held against it: method and parameters
+    data: Tree  # what it was trained on, as the method holds it; None where every batch is drawn afresh
 
 
 class Findings(NamedTuple):
@@ -127,7 +128,8 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
             controls[name] = control.method, trained.params
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         rows = folder.read_metrics(run_dir)
-        findings = experiment.findings(Trained(config, plan.env, plan.method, state.params, rows, watch, controls))
+        trained = Trained(config, plan.env, plan.method, state.params, rows, watch, controls, state.data)
+        findings = experiment.findings(trained)
         with watch.time("evaluate"):
             pictures = draw_episodes(run_dir, plan, state.params)
         results = make_results(experiment.name, config.preset, plan, seeds, watch, findings)

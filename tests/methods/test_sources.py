@@ -10,7 +10,9 @@ from two_episodes import on_host
 
 import icrl_envs
 from icrl_jax.data.histories import episode_returns
-from icrl_jax.methods.sources import HistoriesConfig, count_tasks, make_histories, predicted_bytes
+from icrl_jax.methods.ppo import PPOConfig
+from icrl_jax.methods.sac import SACConfig
+from icrl_jax.methods.sources import HistoriesConfig, count_tasks, gradient_source, make_histories, predicted_bytes
 
 SIZE, H = 5, 7
 ROOM = icrl_envs.make("dark_room", preset="ad_eps", observation="cell", size=SIZE, horizon=H)
@@ -55,6 +57,31 @@ def test_ppo_is_a_source_whose_streams_improve():
     every = returns(made(source="ppo", num_steps=20 * 20, num_streams=8, num_tasks=3).histories)
     assert every.shape[:2] == (3, 8)
     assert every[..., -5:].mean() > every[..., :5].mean() + 0.3
+
+
+def test_a2c_takes_one_plain_step_a_round_at_the_rates_of_ad():
+    options = gradient_source(dataclasses.replace(SMALL, source="a2c", source_discount=0.5), 7)
+    assert isinstance(options, PPOConfig)
+    assert (options.num_streams, options.num_epochs, options.num_minibatches, options.clip_ratio) == (7, 1, 1, None)
+    assert (options.discount, options.trace, options.entropy_weight) == (0.5, 0.95, 0.01)
+    assert (options.optim.learning_rate, options.optim.eps) == (1e-4, 1e-6)
+    found = made(source="a2c", num_steps=3 * 20, num_tasks=2).histories
+    assert found.shape == (2, 5, 60) and np.asarray(found.update).max() == 2
+    with pytest.raises(ValueError, match="num_steps=70: must be a multiple of 20, a round of a2c"):
+        make_histories(ROOM, dataclasses.replace(SMALL, source="a2c", num_steps=70))
+
+
+def test_sac_is_a_source_of_continuous_actions():
+    env = icrl_envs.make("point_robot")
+    config = dataclasses.replace(SMALL, source="sac", source_rate=0.125, num_streams=3, num_steps=40, num_tasks=2)
+    options = gradient_source(config, 3)
+    assert isinstance(options, SACConfig)
+    assert (options.num_streams, options.buffer_size, options.optim.learning_rate) == (3, 10_002, 0.125)
+    assert options.discount == 0.99
+    found = jax.eval_shape(functools.partial(make_histories, env, config)).histories
+    assert found.transitions.action.shape == (2, 3, 40, 2)
+    with pytest.raises(ValueError, match="source='sac': is for continuous actions, not for those of env=DarkRoom"):
+        make_histories(ROOM, dataclasses.replace(SMALL, source="sac", num_steps=40))
 
 
 def test_some_streams_act_by_chance():

@@ -55,6 +55,14 @@ def test_every_agent_is_labelled_inside_the_picture(curves):
         assert box.x0 >= 0 and box.x1 <= frame.width and box.y0 >= 0 and box.y1 <= frame.height
 
 
+def test_single_curves_are_thin_and_inside():
+    each = [[1.0, 2.0, 9.0], [0.0, -4.0, 1.0]]
+    axes = curve_figure({"source": {"mean": [1.0, 1.0, 2.0], "each": each}}, "x", "y").axes[0]
+    thin = [line for line in data_lines(axes, 3) if line.get_linewidth() == 0.7]
+    np.testing.assert_array_equal([line.get_ydata() for line in thin], each)
+    assert axes.get_ylim()[0] <= -4 and axes.get_ylim()[1] >= 9
+
+
 def test_curves_without_intervals_or_numbers_are_drawn():
     figure = curve_figure({"dpt": {"mean": [1.0, None, 3.0]}, "ad": {"mean": [np.nan] * 3}}, "x", "y")
     figure.canvas.draw()
