@@ -205,7 +205,7 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
     np.testing.assert_allclose(after[:, : T - 4], clean[:, 4:], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["rotary", "relative", "apart"])
+@pytest.mark.parametrize("name", ["rotary", "relative", "apart", "hard"])
 def test_nan_before_a_reset_reaches_no_gradient_past_it(name):
     """Of steps, branches and candidates that follow a reset in a memory full of NaN; that of what was is zero."""
     model, none = make_model(name), beginnings()
@@ -396,7 +396,7 @@ def test_gradients_of_the_layers_match_finite_differences_in_float64():
         np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["none", "relative", "episodes"])
+@pytest.mark.parametrize("name", ["none", "relative", "episodes", "hard"])
 def test_step_is_differentiable(name):
     """Backpropagation through acting equals that through a whole sequence, to the inputs and to the weights."""
     model, (x, *begins) = make_model(name), make_inputs(3)
