@@ -31,15 +31,15 @@ WATCHED_TASKS = 32
 """How many those are at most."""
 
 
-def score(env: TaskFamily, config: Any, num_tasks: int) -> Callable[[Agent, Array], Array]:
+def score(env: TaskFamily, config: Any, num_tasks: int, metric: str = METRIC) -> Callable[[Agent, Array], Array]:
     """Final return in each of some train tasks, [B]: where tasks can be listed, none is left to choose by."""
 
-    def final_return(agent: Agent, key: Array) -> Array:
+    def found(agent: Agent, key: Array) -> Array:
         split = "train" if env.tasks is not None else "test"
         tasks = sample_tasks(env, jax.random.key(VALIDATION_SEED), min(num_tasks, WATCHED_TASKS), split)
-        return evaluate(agent, env, tasks, key, num_episodes=config.eval_episodes).metrics[METRIC]
+        return evaluate(agent, env, tasks, key, num_episodes=config.eval_episodes).metrics[metric]
 
-    return final_return
+    return found
 
 
 def held_out(env: TaskFamily, num_tasks: int) -> tuple[Tree, int]:
@@ -98,20 +98,29 @@ def last_tenth(curves: np.ndarray) -> np.ndarray:
     return curves[..., -max(1, -(-curves.shape[-1] // 10)) :].mean(axis=-1)
 
 
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "first_return": lambda x: x[..., 0],
+    METRIC: last_tenth,
+    "mean_return": lambda x: x.mean(axis=-1),
+}
+"""Of the returns of E episodes, [..., E]."""
+
+
 def summary(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """`results.json` entries of each agent from the returns of its episodes, [S, B, E]."""
-    metrics = {
-        "first_return": lambda x: x[..., 0],
-        METRIC: last_tenth,
-        "mean_return": lambda x: x.mean(axis=-1),
-    }
-    of_agent = lambda x: {metric: dict(statistics.interval(of(x))) for metric, of in metrics.items()}
+    of_agent = lambda x: {metric: dict(statistics.interval(of(x))) for metric, of in METRICS.items()}
     return {name: of_agent(x) for name, x in curves.items()}
 
 
-def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Findings:
+def findings(
+    trained: Trained, name: str, histories: HistoriesConfig, metric: str = METRIC, reference: str = "oracle"
+) -> Findings:
     """Returns in context on held-out tasks: of the trained agent, called `name`, its controls, the source, the oracle
-    and chance."""
+    and chance.
+
+    Args:
+      metric: by which the ratios to `reference` go.
+    """
     env, config, watch = trained.env, trained.config, trained.watch
     tasks, repeats = held_out(env, config.eval_tasks)
     num_episodes = config.eval_episodes
@@ -127,8 +136,8 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
     drawn = {who: statistics.curve(x) for who, x in curves.items()}
     updates = [row["update"] for row in trained.metrics]
-    loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{METRIC}"))
-    watched_label = f"final return on {'training' if env.tasks is not None else 'validation'} tasks"
+    loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{metric}"))
+    watched_label = f"{metric.replace('_', ' ')} on {'training' if env.tasks is not None else 'validation'} tasks"
     longest = max(x.shape[-1] for x in curves.values())
     distilled: Distilled = trained.data
     num_tasks, num_streams, _ = distilled.histories.shape
@@ -148,10 +157,10 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
         (
             "loss",
             report.loss_figure(updates, loss, heldout=(updates, watched), heldout_label=watched_label, agent=name),
-            "Training loss, and the final return in context on a few tasks as training goes on.",
+            f"Training loss, and the {metric.replace('_', ' ')} in context on a few tasks as training goes on.",
         ),
     ]
-    final = {who: last_tenth(x) for who, x in curves.items()}
+    compared = {who: METRICS[metric](x) for who, x in curves.items()}
     return Findings(
         agents=summary(curves),
         conditions={},
@@ -159,8 +168,8 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
             who: {"return": c["mean"], "return_low": c["low"], "return_high": c["high"]} for who, c in drawn.items()
         },
         figures=figures,
-        reference="oracle",
-        ratios={who: dict(statistics.ratio_interval(x, final["oracle"])) for who, x in final.items()},
+        reference=reference,
+        ratios={who: dict(statistics.ratio_interval(x, compared[reference])) for who, x in compared.items()},
     )
 
 
