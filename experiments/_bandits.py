@@ -10,7 +10,7 @@ import numpy as np
 
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import report, statistics
-from icrl_jax.core import Agent, Array, Transition, Tree
+from icrl_jax.core import Agent, Array, Method, Transition, Tree
 from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.report.names import look
 from icrl_jax.run import Findings, Trained
@@ -35,7 +35,7 @@ def score(env: TaskFamily, config: Any, num_tasks: int) -> Callable[[Agent, Arra
 
     def regret(agent: Agent, key: Array) -> Array:
         tasks = sample_tasks(env, jax.random.key(VALIDATION_SEED), num_tasks)
-        return evaluate(agent, env, tasks, key, num_steps=config.dpt.horizon).metrics["cumulative_regret"]
+        return evaluate(agent, env, tasks, key, num_steps=config.horizon).metrics["cumulative_regret"]
 
     return regret
 
@@ -89,11 +89,10 @@ def _contexts(behaviour, env_params, key, env, horizon):
     return evaluate(behaviour, env, env_params, key, num_steps=horizon).record.transition
 
 
-def trained_agents(trained: Trained, greedy: bool = False) -> list[Agent]:
+def trained_agents(method: Method, params: Tree, greedy: bool | None = None) -> list[Agent]:
     """The trained agent of each seed."""
-    num_seeds = jax.tree.leaves(trained.params)[0].shape[0]
-    each = [jax.tree.map(lambda x, s=s: x[s], trained.params) for s in range(num_seeds)]
-    return [trained.method.agent(params, greedy=greedy) for params in each]
+    num_seeds = jax.tree.leaves(params)[0].shape[0]
+    return [method.agent(jax.tree.map(lambda x, s=s: x[s], params), greedy=greedy) for s in range(num_seeds)]
 
 
 def intervals(metric: str, values: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -123,20 +122,22 @@ def regret_findings(
     suboptimality: dict[str, np.ndarray],
     means: np.ndarray,
     reference: str,
+    name: str = "dpt",
 ) -> Findings:
     """The findings that all bandit experiments report.
 
     Args:
       online: agent -> regret curves and actions, each [S, B, T].
       conditions: as in `results.json`.
-      suboptimality: agent -> [S, B, N + 1], under the standard data sets.
+      suboptimality: agent -> [S, B, N + 1], under the standard data sets; none where nothing is learned offline.
       means: of the arms of each task, [B, A].
       reference: the agent that the others' regret is divided by.
+      name: the agent that was trained.
     """
     regret = {name: curves for name, (curves, _) in online.items()}
     total = {name: curves[..., -1] for name, curves in regret.items()}
     drawn = {"regret": with_intervals(regret), "suboptimality": with_intervals(suboptimality)}
-    sizes = sorted({round(size) for size in np.geomspace(1, trained.config.dpt.horizon, 25)})
+    sizes = sorted({round(size) for size in np.geomspace(1, trained.config.horizon, 25)})
     updates = [row["update"] for row in trained.metrics]
     loss, quick = (np.array([row[name] for row in trained.metrics]).T for name in ("loss", f"eval/{METRIC}"))
     label = f"{look(reference).label}, test tasks"
@@ -144,17 +145,20 @@ def regret_findings(
     figures = [
         ("regret", report.regret_figure(drawn["regret"]), "Cumulative pseudo-regret on held-out tasks."),
         (
-            "suboptimality",
-            report.suboptimality_figure(sizes, jax.tree.map(lambda x: x[sizes], drawn["suboptimality"])),
-            "What the chosen arm loses to the best one, given a data set of the training behaviour.",
-        ),
-        (
             "loss",
-            report.loss_figure(updates, loss, heldout=(updates, quick), **goal),
+            report.loss_figure(updates, loss, heldout=(updates, quick), agent=name, **goal),
             "Training loss, and the regret on a few validation tasks as training goes on (dashed: on the test tasks).",
         ),
-        ("arms", report.arm_choice_figure(online["dpt"][1][0], means), "The arms DPT pulls in a few held-out tasks."),
+        (
+            "arms",
+            report.arm_choice_figure(online[name][1][0], means),
+            f"The arms {look(name).label} pulls in a few held-out tasks.",
+        ),
     ]
+    if suboptimality:
+        at_sizes = jax.tree.map(lambda x: x[sizes], drawn["suboptimality"])
+        caption = "What the chosen arm loses to the best one, given a data set of the training behaviour."
+        figures.insert(1, ("suboptimality", report.suboptimality_figure(sizes, at_sizes), caption))
     return Findings(
         agents=intervals(METRIC, total),
         conditions=conditions,

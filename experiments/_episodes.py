@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments._bandits import trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
-from icrl_jax.core import Agent, Array, Method, Tree
+from icrl_jax.core import Agent, Array, Tree
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
@@ -85,12 +86,6 @@ def learning_curve(distilled: Distilled) -> dict[str, np.ndarray]:
     drawn = np.flatnonzero(weights)
     each = streams[drawn[np.linspace(0, len(drawn) - 1, SHOWN_STREAMS).round().astype(int)]]
     return {"mean": np.average(streams, axis=0, weights=weights), "low": low, "high": high, "each": each}
-
-
-def trained_agents(method: Method, params: Tree) -> list[Agent]:
-    """The trained agent of each seed."""
-    num_seeds = jax.tree.leaves(params)[0].shape[0]
-    return [method.agent(jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
 
 
 def last_tenth(curves: np.ndarray) -> np.ndarray:

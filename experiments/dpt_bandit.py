@@ -36,6 +36,11 @@ class Config(RunOptions):
     dpt: DPTConfig = field(default_factory=DPTConfig)
     """The method."""
 
+    @property
+    def horizon(self) -> int:
+        """Steps in a task."""
+        return self.dpt.horizon
+
 
 PRESETS = {
     "cpu": Config(
@@ -88,7 +93,7 @@ def findings(trained: Trained) -> Findings:
     evaluator = bandits.Evaluator(env, trained.watch)
     thompson = partial(agents.thompson_gaussian, num_arms, prior_mean=0.5, prior_var=1 / 12, noise_sd=noise_sd or 0.3)
     players = {
-        "dpt": bandits.trained_agents(trained),
+        "dpt": bandits.trained_agents(trained.method, trained.params),
         "thompson": [thompson()],
         "ucb": [agents.ucb(num_arms)],
         "ucb1": [agents.ucb1(num_arms)],
@@ -114,7 +119,7 @@ def findings(trained: Trained) -> Findings:
     conditions["bernoulli"] = bandits.intervals(bandits.METRIC, found)
 
     offline_players = {
-        "dpt": bandits.trained_agents(trained, greedy=True),
+        "dpt": bandits.trained_agents(trained.method, trained.params, greedy=True),
         "thompson": [thompson(draws=100)],
         **offline_classics(num_arms, config.offline_rules),
     }

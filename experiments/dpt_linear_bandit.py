@@ -33,6 +33,11 @@ class Config(RunOptions):
     dpt: DPTConfig = field(default_factory=DPTConfig)
     """The method."""
 
+    @property
+    def horizon(self) -> int:
+        """Steps in a task."""
+        return self.dpt.horizon
+
 
 PRESETS = {
     "cpu": Config(
@@ -74,7 +79,7 @@ def findings(trained: Trained) -> Findings:
     evaluator = bandits.Evaluator(env, trained.watch)
     source = make_behaviour(env, config.dpt)
     players = {
-        "dpt": bandits.trained_agents(trained),
+        "dpt": bandits.trained_agents(trained.method, trained.params),
         "linucb": [agents.linucb(env.features)],
         "thompson_linear": [agents.thompson_linear(env.features, 1 / config.dim, config.noise_sd or 0.3)],
         "source": [source],
@@ -86,7 +91,7 @@ def findings(trained: Trained) -> Findings:
 
     contexts = evaluator.contexts(source, tasks, horizon)
     offline_players = {
-        "dpt": bandits.trained_agents(trained, greedy=True),
+        "dpt": bandits.trained_agents(trained.method, trained.params, greedy=True),
         "linreg": [agents.linucb(env.features, beta=0.0)],
         "thompson": [agents.thompson_gaussian(env.num_actions, 0.0, 1.0, 0.3, draws=100)],
     }

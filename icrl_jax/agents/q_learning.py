@@ -72,7 +72,8 @@ def q_learning(
       count_rewards: R, up to how many rewards of an episode it counts, and takes for a part of the state: where each is
         paid once, what was seen does not tell what is left to find. Above 0 it does not act behind copies.
     Raises:
-      ValueError: a value outside its range, other spaces, or a table of more than `MAX_ENTRIES`.
+      ValueError: a value outside its range, other spaces, or a table of more than `MAX_ENTRIES`; counted rewards behind
+        copies.
     """
     env = env.env if isinstance(env, Copies) else env
     actions = env.action_space(env.default_params)
@@ -139,6 +140,8 @@ def _learn(states: States, rates: Ramp, discount: Array, most: Static, table: QT
     )
     rewards = table.rewards
     if most.value:
+        if transition.feedback.ndim:
+            raise ValueError(f"count_rewards={most.value}: must be 0 behind copies")
         rewards = jnp.minimum(rewards + (transition.feedback > 0).astype(jnp.int32), most.value)
     at = _stage(table, table.rewards, most) + _number(states, transition.obs), action
     then = jnp.max(q[_stage(table, rewards, most) + _number(states, transition.next_obs)], axis=1)

@@ -85,6 +85,10 @@ class HistoriesConfig:
             )
         if not 0 < self.kept_share <= 1:
             raise ValueError(f"kept_share={self.kept_share!r}: must be in (0, 1]")
+        if self.shared and self.q_rewards:
+            raise ValueError(f"q_rewards={self.q_rewards!r}: must be 0 with shared=True")
+        if self.q_rewards < 0:
+            raise ValueError(f"q_rewards={self.q_rewards!r}: must be at least 0")
         if self.shared and self.source != "q_learning":
             raise ValueError(f"shared=True: is for source='q_learning', and must be False with source={self.source!r}")
 

@@ -26,19 +26,23 @@ def states(env, obs):
     return obs if env is MDP else 3 * obs[..., 0] + obs[..., 1]
 
 
-def by_hand(env, history: Transition, num_actions):
+def by_hand(env, history: Transition, num_actions, num_states=25, most=0):
     """Step by step, state by state; all but the last transition, as after a replay. Every field is [T, n]."""
-    q = np.full((25, num_actions), INITIAL)
+    q = np.full((num_states * (most + 1), num_actions), INITIAL)
+    paid = 0  # rewards of the episode, at most so many
     for t in range(T - 1):
+        after = min(paid + (most > 0 and history.feedback[t, 0] > 0), most)
         rate = RATES[0] + (RATES[1] - RATES[0]) * min(t / DECAY, 1)
         old, errors = q.copy(), {}
         for n in range(history.feedback.shape[1]):
-            s, then = states(env, history.obs[t, n]), states(env, history.next_obs[t, n])
+            s = num_states * paid + states(env, history.obs[t, n])
+            then = num_states * after + states(env, history.next_obs[t, n])
             value = 0 if history.terminated[t, n] else DISCOUNT * old[then].max()
             at = s, history.action[t, n]
             errors.setdefault(at, []).append(history.feedback[t, n] + value - old[at])
         for at, found in errors.items():
             q[at] += rate * np.mean(found)
+        paid = 0 if (history.terminated | history.truncated)[t].any() else after
     return q
 
 
@@ -60,6 +64,20 @@ def test_the_table_is_that_of_a_plain_loop(env, copied, getkey):
     np.testing.assert_allclose(table.values, expected[: len(table.values)], rtol=1e-5, atol=1e-6)
     assert (expected[len(table.values) :] == np.float64(INITIAL)).all() and table.counts == T - 1
     assert history.truncated.any() and history.terminated.any() == (env is ROOM)
+
+
+def test_rewards_that_are_counted_are_a_part_of_the_state(getkey):
+    """In a room whose goal pays at every step but is no end, up to two are told apart; a new episode begins at none."""
+    room = icrl_envs.make("dark_room", "ad_eps", **SMALL)
+    agent = q_learning(
+        room, learning_rate=RATES, decay_steps=DECAY, discount=DISCOUNT, initial=INITIAL, count_rewards=2
+    )
+    table, history = learned(agent, room, getkey())
+    expected = by_hand(room, jax.tree.map(lambda x: x[:, None], history), room.num_actions, 9, 2)
+    assert (expected[9:18] != INITIAL).any() and (expected[18:] != INITIAL).any()
+    np.testing.assert_allclose(table.values, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="shared=True: must be False"):
+        as_learner(agent, room, N, 5, shared=True)
 
 
 def decide(agent, env, values, count, obs, key, num=2003):
