@@ -236,6 +236,12 @@ class DarkKeyToDoor(Grid):
             state.cell.astype(jnp.float32) / self.size, jnp.stack([state.has_key.astype(jnp.float32), time])
         )
 
+    def seen_cell(self, obs):
+        """The cell that an observation shows, int32 [2]."""
+        if self.observation != "timed":
+            return super().seen_cell(obs)
+        return jnp.round(obs[:2] * self.size).astype(jnp.int32)
+
     def observation_space(self, params=None):
         """The cells, as the constructor says."""
         if self.observation != "timed":

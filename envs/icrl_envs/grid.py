@@ -175,6 +175,12 @@ class Grid(TaskFamily):
         index = state.cell[0] * self.size + state.cell[1]
         return index if self.observation == "index" else (np.arange(self.size**2) == index).astype(jnp.float32)
 
+    def seen_cell(self, obs: jax.Array) -> jax.Array:
+        """The cell that an observation shows, int32 [2]."""
+        if self.observation == "cell":
+            return obs
+        return self.cell(obs if self.observation == "index" else jnp.argmax(obs))
+
     def observation_space(self, params=None) -> Any:
         """The cells, as the constructor says."""
         if self.observation == "cell":

@@ -110,6 +110,13 @@ def test_scripted_episodes(name, preset, task, start, actions, path, rewards, en
     assert (terminated[-1], truncated[-1]) == (end in ("terminated", "both"), end in ("truncated", "both"))
 
 
+@pytest.mark.parametrize("observation", ["cell", "index", "one_hot"])
+def test_every_observation_shows_its_cell(observation):
+    env = make("dark_room", "dpt", size=7, observation=observation)
+    shown = jax.jit(jax.vmap(lambda cell: env.seen_cell(env.observe(None, env.start_state(cell), None, None))))
+    np.testing.assert_array_equal(shown(jnp.asarray(env.cells)), env.cells)
+
+
 def test_an_episode_starts_anew_after_the_limit():
     env = make("dark_room", "dicp")
     task = env.default_params.replace(goal=jnp.array([6, 4], jnp.int32))
