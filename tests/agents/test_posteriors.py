@@ -28,10 +28,14 @@ def history(actions, rewards) -> Transition:
 @on_host
 def decide(agent, transitions, keys):
     """What an agent does after all of a history, once for every key."""
+    return decisions(agent, transitions, keys)[0]
+
+
+def decisions(agent, transitions, keys):
     key = jax.random.key(0)
     carry, _ = replay(agent, agent.init(key), transitions, key)
     last = TimeStep(jnp.ones(1), jax.tree.map(lambda x: x[-1], transitions), jnp.zeros((), bool))
-    return jax.vmap(lambda k: agent.act(carry, k, last)[1])(keys)
+    return jax.vmap(lambda k: agent.act(carry, k, last)[1:])(keys)
 
 
 def shares(agent, transitions, num_actions=A, n=40_000):
@@ -101,6 +105,18 @@ def test_linear_posterior_is_the_closed_form(pulls, features):
     assert_same_law(shares(agent, history(*pulls)), best_of(theta @ features.T))
 
 
+def test_linear_agents_tell_the_probabilities_of_their_actions(pulls, features):
+    """Of many draws the shares; of one, and of LinUCB after its first pull, certainty."""
+    told = on_host(lambda agent, keys: decisions(agent, history(*pulls), keys))
+    keys = jax.random.split(jax.random.key(3), 5)
+    for agent in (thompson_linear(features, 0.5, 0.7), linucb(features)):
+        actions, info = told(agent, keys)
+        np.testing.assert_array_equal(info["probs"], np.eye(A)[actions])
+    actions, info = told(thompson_linear(features, 0.5, 0.7, draws=40_000), keys)
+    assert_same_law(info["probs"][0], shares(thompson_linear(features, 0.5, 0.7), history(*pulls)))
+    assert len(np.unique(actions)) > 1  # it acts on one draw, not by their vote
+
+
 @pytest.mark.parametrize("num_steps", [13, 10_000])
 def test_linucb_is_ridge_regression_in_float64_even_after_ten_thousand_steps(num_steps, features):
     """Almost always one arm: what the others' directions hold must not drown in rounding errors."""
@@ -133,8 +149,9 @@ def test_linucb_pulls_first_at_random(features):
         lambda x: x[0] * 0, history([0], [0.0])._replace(terminated=jnp.zeros(1), truncated=jnp.zeros(1))
     )
     first = TimeStep(jnp.ones(1), blank._replace(terminated=jnp.zeros((), bool)), jnp.ones((), bool))
-    actions = jax.jit(jax.vmap(lambda k: agent.act(agent.init(k), k, first)[1]))(keys)
-    assert_same_law(np.bincount(np.asarray(actions), minlength=A) / 7000, np.full(A, 1 / A), 7000)
+    actions, info = on_host(jax.vmap(lambda k: agent.act(agent.init(k), k, first)[1:]))(keys)
+    assert_same_law(np.bincount(actions, minlength=A) / 7000, np.full(A, 1 / A), 7000)
+    np.testing.assert_allclose(info["probs"], 1 / A, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", [11, 10_000])
