@@ -144,6 +144,39 @@ def offline_suboptimality(agent: Agent, env: TaskFamily, env_params: Any, contex
     return over_rows(jax.vmap(one_task, in_axes=(None, 0)))(agent, rows)[:num_tasks]
 
 
+def tv_distance(agent: Agent, other: Agent, histories: Transition, key: Array) -> Array:
+    """How differently two agents would act: the total-variation distance of their action probabilities, in [0, 1].
+
+    d_t = 1/2 sum_a |p_t(a) - q_t(a)|, both given the same history up to step t, whoever made it. History b is replayed
+    with `fold_in(key, b)` into both.
+
+    Args:
+      agent, other: agents that put `probs`, float32 [A], into their `info`.
+      histories: transitions of B tasks, stacked [B, T, ...].
+    Returns:
+      The distance at each step, before which so many transitions were seen, float32 [B, T].
+    Raises:
+      ValueError: an agent without `probs`.
+    """
+
+    def one_history(agents, row):
+        history, index = row
+        p, q = (_replayed_probs(agent, history, jax.random.fold_in(key, index)) for agent in agents)
+        return jnp.sum(jnp.abs(p - q), axis=-1) / 2
+
+    num_tasks = histories.feedback.shape[0]
+    rows = pad_rows((histories, jnp.arange(num_tasks)))
+    return over_rows(jax.vmap(one_history, in_axes=(None, 0)))((agent, other), rows)[:num_tasks]
+
+
+def _replayed_probs(agent: Agent, history: Transition, key: Array) -> Array:
+    key_init, key_replay = jax.random.split(key)
+    _, (_, info) = replay(agent, agent.init(key_init), history, key_replay)
+    if "probs" not in info:
+        raise ValueError(f"info holds {sorted(info)}: must hold 'probs' for a distance between agents to exist")
+    return info["probs"]
+
+
 def _score(env, env_params, record: Record, size: int) -> tuple[dict, dict]:
     preferences = [name for name in ("weak_regret", "strong_regret") if name in record.env_info]
     curves = {name: jnp.cumsum(record.env_info[name]) for name in preferences}

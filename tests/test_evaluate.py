@@ -12,10 +12,10 @@ from gymnax.environments.environment import Environment, EnvParams, EnvState
 from two_episodes import TwoEpisodes, constant, on_host, scout
 
 import icrl_envs
-from icrl_jax.agents import empirical_mean, oracle, prompted, thompson_gaussian, ucb1, uniform
+from icrl_jax.agents import empirical_mean, learner, oracle, prompted, thompson_gaussian, ucb1, uniform
 from icrl_jax.agents.in_context import in_context
 from icrl_jax.core import Agent, Transition, partial
-from icrl_jax.evaluate import episode_returns, evaluate, offline_suboptimality
+from icrl_jax.evaluate import episode_returns, evaluate, offline_suboptimality, tv_distance
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import Record, rollout, start
@@ -294,3 +294,56 @@ def test_offline_suboptimality_is_that_of_the_prompted_agent(getkey):
     agent = partial(functools.partial(prompted, empirical_mean(5), online=False))
     acted = run(agent, BANDIT, tasks, getkey(), num_steps=1, context=contexts)
     np.testing.assert_allclose(lost, acted.metrics["cumulative_regret"], rtol=1e-6)
+
+
+def repeats(weights):
+    """Does what it saw last with probability 1/2 and otherwise draws by fixed weights."""
+    return learner(partial(_nothing), partial(_last), partial(_weighted, jnp.asarray(weights)))
+
+
+def _nothing():
+    return jnp.zeros(5)
+
+
+def _last(carry, transition):
+    return jax.nn.one_hot(transition.action, 5)
+
+
+def _weighted(weights, last, key, obs):
+    probs = jnp.where(jnp.sum(last) > 0, (weights + last) / 2, weights)
+    return jax.random.categorical(key, jnp.log(probs)), {"probs": probs}
+
+
+def test_tv_distance_is_that_of_a_plain_loop(getkey):
+    """Both see the same histories; one forgets what was done, the other repeats it half of the time."""
+    random = np.random.default_rng(3)
+    p, q = random.dirichlet(np.ones(5), 2).astype(np.float32)
+    actions, flat = random.integers(0, 5, (B, T)).astype(np.int32), np.ones((B, T, 1), np.float32)
+    no = np.zeros((B, T), bool)
+    histories = Transition(flat, actions, np.zeros((B, T), np.float32), flat, no, no)
+    between = on_host(tv_distance)
+    fixed = learner(partial(_nothing), partial(_look_away), partial(_weighted, jnp.asarray(q)))
+    found = between(repeats(p), fixed, histories, getkey())
+    expected = np.empty((B, T))
+    for b in range(B):
+        for t in range(T):
+            mine = p if t == 0 else (p + np.eye(5)[actions[b, t - 1]]) / 2
+            expected[b, t] = 0.5 * sum(abs(mine[a] - q[a]) for a in range(5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.shape == (B, T) and np.ptp(found) > 0.1
+    np.testing.assert_allclose(
+        between(repeats(p), repeats(q), histories, getkey())[:, 1:], expected[0, 0] / 2, rtol=1e-5
+    )
+    assert (between(fixed, fixed, histories, getkey()) == 0).all()
+    first, last = (learner(partial(_nothing), partial(_look_away), partial(_certain, jnp.int32(a))) for a in (0, 4))
+    np.testing.assert_array_equal(between(first, last, histories, getkey()), 1)
+    with pytest.raises(ValueError, match=r"^info holds \[\]: must hold 'probs' for a distance between agents to exist"):
+        between(fixed, constant(jnp.int32(3)), histories, getkey())
+
+
+def _look_away(carry, transition):
+    return carry
+
+
+def _certain(action, carry, key, obs):
+    return action, {"probs": jax.nn.one_hot(action, 5)}
