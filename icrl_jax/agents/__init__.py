@@ -5,10 +5,13 @@ from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
 from icrl_jax.agents.noise_curriculum import noise_curriculum
 from icrl_jax.agents.oracle import oracle
+from icrl_jax.agents.posterior import posterior
 from icrl_jax.agents.prompted import prompted, trained
+from icrl_jax.agents.psrl import psrl
 from icrl_jax.agents.q_learning import q_learning
 from icrl_jax.agents.sources import as_learner
 from icrl_jax.agents.thompson import thompson_beta, thompson_gaussian
+from icrl_jax.agents.ucbvi import ucbvi
 from icrl_jax.agents.uniform import uniform
 
 __all__ = [
@@ -19,7 +22,9 @@ __all__ = [
     "linucb",
     "noise_curriculum",
     "oracle",
+    "posterior",
     "prompted",
+    "psrl",
     "q_learning",
     "thompson_beta",
     "thompson_gaussian",
@@ -27,5 +32,6 @@ __all__ = [
     "trained",
     "ucb",
     "ucb1",
+    "ucbvi",
     "uniform",
 ]

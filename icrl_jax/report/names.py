@@ -54,6 +54,7 @@ AGENTS: dict[str, AgentLook] = {
     "thompson_linear": AgentLook("Linear Thompson", "classical", PURPLE),
     "double_thompson": AgentLook("Double Thompson", "classical", GREEN),
     "rucb": AgentLook("RUCB", "classical", ORANGE),
+    "posterior": AgentLook("Exact posterior", "classical", GREEN),
     "psrl": AgentLook("PSRL", "classical", BLACK),
     "ucbvi": AgentLook("UCBVI", "classical", ORANGE),
     "bayes": AgentLook("Bayes-optimal", "classical", BLACK),
@@ -75,7 +76,19 @@ METRICS: dict[str, Metric] = {
 }
 
 # Whom a trained agent is held against when the caller names nobody: the first of these that is there.
-REFERENCES = ("thompson", "double_thompson", "source", "psrl", "linucb", "ucb", "ucbvi", "rucb", "lcb", "oracle")
+REFERENCES = (
+    "thompson",
+    "double_thompson",
+    "posterior",
+    "source",
+    "psrl",
+    "linucb",
+    "ucb",
+    "ucbvi",
+    "rucb",
+    "lcb",
+    "oracle",
+)
 
 _LOWER = ("regret", "suboptimality", "loss", "distance", "error")
 _SPARE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, WINE, TEAL, PINK)

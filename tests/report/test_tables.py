@@ -86,6 +86,7 @@ def test_markdown_and_html_escape():
         "icpo icrg dpt double_thompson rucb",
         "ppo_s5 ppo_gru ppo_transformer relic relic_full_updates relic_no_sink",
         "dpt ad psrl ucbvi source",
+        "dpt dit bc wbc dp2t posterior psrl source",
     ],
 )
 def test_agents_that_meet_differ_in_colour(together):
