@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from icrl_envs.planning import plan
-from icrl_envs.tabular_mdp import TabularMDP
+from icrl_envs.tabular_mdp import RewardLaw, TabularMDP
 from icrl_envs.task_family import is_int, require
 from icrl_jax.agents.learner import Static, given
 from icrl_jax.agents.planner import Planned, planner
-from icrl_jax.agents.tabular import count, no_visits, require_tabular
+from icrl_jax.agents.tabular import Visits, count, no_visits, require_tabular
 from icrl_jax.core import Agent, Array, partial
 
 
@@ -41,25 +41,26 @@ def psrl(env: TabularMDP, draws: int = 1) -> Agent:
 def _plans(law: Static, concentration: Array, noise_var: Array, carry: Planned, key: Array) -> Array:
     """The best actions of MDPs drawn from the posterior, int32 [N, H, S]."""
     horizon, reward_law = law.value
-    counts, means = carry.known.counts[0], carry.known.means[0]
-    n = jnp.sum(counts, axis=-1)
 
     def one(key):
-        key_transitions, key_rewards = jax.random.split(key)
-        transitions = jax.random.dirichlet(key_transitions, concentration + counts)
-        if reward_law == "bernoulli":
-            rewards = jax.random.beta(key_rewards, 1 + n * means, 1 + n * (1 - means))
-        else:
-            rewards = _gaussian(key_rewards, n, means, noise_var)
+        transitions, rewards = sample_mdp(carry.known, reward_law, concentration, noise_var, key)
         return jnp.argmax(plan(transitions, rewards, horizon), axis=-1).astype(jnp.int32)
 
     return jax.vmap(one)(jax.random.split(key, carry.plan.shape[0]))
 
 
-def _gaussian(key: Array, n: Array, means: Array, noise_var: Array) -> Array:
-    """Draws from the posterior of means that were N(0, 1)."""
+def sample_mdp(
+    visits: Visits, reward_law: RewardLaw, concentration: Array, noise_var: Array, key: Array
+) -> tuple[Array, Array]:
+    """Draws transitions [S, A, S] and means of the rewards [S, A] from the posterior; see `psrl`."""
+    key_transitions, key_rewards = jax.random.split(key)
+    counts, means = visits.counts[0], visits.means[0]
+    n = jnp.sum(counts, axis=-1)
+    transitions = jax.random.dirichlet(key_transitions, concentration + counts)
+    if reward_law == "bernoulli":
+        return transitions, jax.random.beta(key_rewards, 1 + n * means, 1 + n * (1 - means))
     trust = n / jnp.maximum(n + noise_var, 1e-30)  # without noise, 0 before the first reward and 1 after it
-    return trust * means + jnp.sqrt(1 - trust) * jax.random.normal(key, means.shape)
+    return transitions, trust * means + jnp.sqrt(1 - trust) * jax.random.normal(key_rewards, means.shape)
 
 
 def _follow(carry: Planned, key: Array, obs: Array) -> tuple[Array, dict]:

@@ -11,6 +11,7 @@ from two_episodes import on_host, spied
 
 import icrl_envs
 from icrl_jax.agents import psrl, ucbvi, uniform
+from icrl_jax.agents.psrl import sample_mdp
 from icrl_jax.agents.tabular import count, no_visits
 from icrl_jax.core import TimeStep, Transition
 from icrl_jax.evaluate import evaluate
@@ -18,7 +19,6 @@ from icrl_jax.rollout import replay
 
 S, A, H = 5, 3, 7
 MDP = icrl_envs.make("tabular_mdp", num_states=S, num_actions=A, horizon=H)
-SMALL = {"num_states": 3, "num_actions": 2, "horizon": 3}
 
 
 def history(env, num_steps, seed) -> Transition:
@@ -134,37 +134,55 @@ def test_ucbvi_acts_by_its_probabilities(form, getkey):
     np.testing.assert_allclose(np.bincount(actions, minlength=A) / n, p, atol=0.04)
 
 
-@pytest.mark.parametrize(
-    "law",
-    [{"concentration": 0.4}, {"reward_law": "gaussian", "noise_sd": 0.7}, {"reward_law": "gaussian", "noise_sd": 0.0}],
-)
-def test_psrl_draws_its_plans_from_the_posterior(law):
-    """The share of MDPs in which an action is best, at each state and step, against NumPy's draws."""
-    env, n = icrl_envs.make("tabular_mdp", **SMALL, **law), 3001
+@pytest.mark.parametrize("reward_law, noise_sd", [("bernoulli", 1.0), ("gaussian", 0.7), ("gaussian", 0.0)])
+def test_psrl_draws_mdps_with_the_moments_of_the_posterior(reward_law, noise_sd, getkey):
+    """Means and variances in closed form: Dirichlet and Beta laws, and averages weighted by precision."""
+    concentration = 0.4
+    seen = history(MDP, 53, 11)
+    counts, paid = (x[0] for x in tables(MDP, seen))
+    visits = counts.sum(-1)
+    known = no_visits(1, MDP)._replace(
+        counts=jnp.asarray(counts[None], jnp.float32),
+        means=jnp.asarray(paid[None] / np.maximum(visits, 1)[None], jnp.float32),
+    )
+    believed = reward_law, jnp.float32(concentration), jnp.float32(noise_sd**2)
+    draw = on_host(jax.vmap(lambda key: sample_mdp(known, *believed, key)[reward_law != "bernoulli" :]))
+    *transitions, rewards = (x.astype(float) for x in draw(jax.random.split(getkey(), 2003)))
+    if reward_law == "bernoulli":  # it takes longest, and does not differ elsewhere
+        alpha = concentration + counts
+        total = alpha.sum(-1, keepdims=True)
+        p = alpha / total
+        assert_moments(transitions[0], p, p * (1 - p) / (total + 1))
+        a, b = 1 + paid, 1 + visits - paid
+        assert_moments(rewards, a / (a + b), a * b / (a + b) ** 2 / (a + b + 1))
+    elif noise_sd:
+        var = 1 / (1 + visits / noise_sd**2)
+        assert_moments(rewards, var * paid / noise_sd**2, var)
+    else:
+        known_means, unseen = paid / np.maximum(visits, 1), visits == 0
+        assert_moments(rewards, np.where(unseen, 0, known_means), unseen.astype(float))
+    assert visits.min() == 0 and visits.max() > 5
+
+
+def assert_moments(draws, mean, var):
+    """The mean to within five standard errors, the variance to within a third."""
+    np.testing.assert_array_less(np.abs(draws.mean(0) - mean), 5 * np.sqrt(var / len(draws)) + 1e-6)
+    np.testing.assert_allclose(draws.var(0), var, rtol=1 / 3, atol=1e-9)
+
+
+def test_psrl_acts_optimally_in_what_it_draws():
+    """How often each action is best, at each state and step, in MDPs drawn and solved by NumPy."""
+    env, n = icrl_envs.make("tabular_mdp", num_states=3, num_actions=2, horizon=3), 3001
     seen = history(env, 8 * env.horizon, 1)
-    if env.reward_law == "gaussian":
-        levels = np.array([[0.2, -0.4], [0.9, 0.5], [-0.6, 0.1]])
-        paid = levels[seen.obs, np.maximum(seen.action, 0)]
-        noise = np.random.default_rng(3).normal(size=len(paid))
-        seen = seen._replace(feedback=(paid + env.noise_sd * noise).astype(np.float32))
     more = jax.tree.map(lambda x: np.append(x, x[:1]), seen)  # replay teaches all but the last
     plans = relive(psrl(env, n), more)[1]["carry"].plan[-1]
     counts, paid = (x[0] for x in tables(env, seen))
     visits, random = counts.sum(-1), np.random.default_rng(7)
     wins = np.zeros((env.horizon, 3, 2))
     for _ in range(n):
-        transitions = np.stack(
-            [[random.dirichlet(env.concentration + counts[s, a]) for a in range(2)] for s in range(3)]
-        )
-        if env.reward_law == "bernoulli":
-            rewards = random.beta(1 + paid, 1 + visits - paid)
-        else:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                precision = 1 + visits / np.float64(env.noise_sd) ** 2
-                mean = np.where(np.isinf(precision), paid / visits, paid / np.float64(env.noise_sd) ** 2 / precision)
-            mean = np.where(visits == 0, 0, mean)
-            sd = np.where(visits == 0, 1, 1 / np.sqrt(precision))
-            rewards = random.normal(mean, sd)
+        transitions = random.standard_gamma(1 + counts)
+        transitions /= transitions.sum(-1, keepdims=True)
+        rewards = random.beta(1 + paid, 1 + visits - paid)
         q = np.zeros((env.horizon + 1, 3, 2))
         for h in reversed(range(env.horizon)):
             q[h] = rewards + transitions @ q[h + 1].max(-1)

@@ -307,6 +307,13 @@ def test_observations_name_the_same_cell():
         assert obs.dtype == space.dtype and obs.shape == space.shape and space.contains(obs)
 
 
+def test_timed_observations_show_their_cell():
+    """Divided and multiplied by 23 again, a coordinate of 7 is a little less."""
+    env = make("amago", size=23)
+    shares = np.pad(np.asarray(env.cells, np.float32) / np.float32(23), ((0, 0), (0, 2)))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(env.seen_cell))(shares), env.cells)
+
+
 def test_the_time_seen_is_a_share_of_the_tasks_own_limit():
     env = make("dicp", observation="timed")
     task = env.default_params.replace(max_steps_in_episode=4)
