@@ -15,6 +15,7 @@ from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
 from icrl_jax.methods.sources import Distilled, HistoriesConfig, make_learner, predicted_bytes
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import Findings, Trained
 
 METRIC = "final_return"
@@ -33,7 +34,15 @@ WATCHED_TASKS = 32
 
 
 def score(env: TaskFamily, config: Any, num_tasks: int, metric: str = METRIC) -> Callable[[Agent, Array], Array]:
-    """Final return in each of some train tasks, [B]: where tasks can be listed, none is left to choose by."""
+    """Final return in each of some train tasks, [B]: where tasks can be listed, none is left to choose by.
+
+    Raises:
+      ValueError: more episodes than the model has positions for.
+    """
+    model, tokens = config.ad.model, config.ad.embedding.num_tokens * int(env.default_params.max_steps_in_episode)
+    if isinstance(model, TransformerConfig):
+        episodes = 1 if model.counts_episodes else config.eval_episodes
+        model.check_horizon(episodes * tokens, f"tokens of eval_episodes={config.eval_episodes}")
 
     def found(agent: Agent, key: Array) -> Array:
         split = "train" if env.tasks is not None else "test"

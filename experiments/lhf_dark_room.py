@@ -44,6 +44,7 @@ CPU = Config(
     episode_steps=14,
     num_chunks=10,
     eval_tasks=80,
+    eval_episodes=15,
     ad=ADConfig(
         model=TransformerConfig(width=32, num_layers=4, num_heads=4, context_len=15 * 14),
         embedding=CELLS,

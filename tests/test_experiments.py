@@ -1,5 +1,6 @@
 """Every experiment: its presets build, and a few steps of it leave whole results."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.methods.sources import Distilled
 from icrl_jax.report import read_results
 from icrl_jax.run.experiment import make_plan, run
-from icrl_jax.run.options import parse
+from icrl_jax.run.options import OptionsError, parse
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("_") and p.stem != "sweep")
@@ -153,6 +154,42 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
         find("dpt_bandits")
     assert refused.value.code == 2
     assert (
-        "experiment='dpt_bandits': must be one of ad_dark_room, ad_eps_dark_room, dpt_bandit, dpt_linear_bandit"
-        in capsys.readouterr().err
+        "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
+        "ad_key_to_door, dpt_bandit, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
     )
+
+
+def test_ad_bandit_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["ad_bandit"]
+    sizes = (
+        "--width 8 --num-layers 1 --num-heads 2 --context-len 7 --horizon 7 --num-steps 7 --num-tasks 11 "
+        "--batch-size 4 --eval-tasks 5 --num-updates 4 --num-chunks 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"ad", "ed", "source", "thompson", "random", "oracle"} == set(results["agents"])
+    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0 and results["env_steps"] == 11 * 7
+    assert len(results["curves"]["ad"]["regret"]) == 7
+
+
+@pytest.mark.parametrize("preset", ["cpu", "noisy", "half", "few", "light"])
+def test_filtered_and_plain_histories_differ_in_nothing_else(preset):
+    """Nor do a scenario and the clean one, but in what it is named for."""
+    experiment = EXPERIMENTS["lhf_dark_room"]
+    config = experiment.presets[preset]
+    filtered, plain = experiment.method(config).options, experiment.controls(config)["ad"].options
+    assert filtered.histories.lhf and not plain.histories.lhf
+    assert dataclasses.replace(filtered, histories=plain.histories) == plain
+    assert dataclasses.replace(filtered.histories, lhf=False) == plain.histories
+    clean = experiment.presets["cpu"].ad
+    same = {"noisy": "random_share", "half": "kept_share stride", "few": "num_streams"}.get(preset, "").split()
+    restored = {name: getattr(clean.histories, name) for name in same}
+    assert dataclasses.replace(filtered.histories, **restored) == clean.histories
+    assert (filtered.model == clean.model) == (preset != "light")
+
+
+def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anything_compiles():
+    experiment = EXPERIMENTS["ad_dark_room"]
+    config = dataclasses.replace(experiment.presets["cpu"], eval_episodes=21)
+    with pytest.raises(OptionsError, match="tokens of eval_episodes=21=420 is more than context_len=400"):
+        make_plan(experiment, config)

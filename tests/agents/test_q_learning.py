@@ -82,7 +82,7 @@ def test_rewards_that_are_counted_are_a_part_of_the_state(getkey):
 
 def decide(agent, env, values, count, obs, key, num=2003):
     """Many decisions at one state."""
-    table = QTable(jnp.asarray(values, jnp.float32), jnp.int32(count))
+    table = QTable(jnp.asarray(values, jnp.float32), jnp.int32(count), jnp.int32(0))
     no = jnp.zeros((), bool)
     blank = Transition(jnp.zeros_like(obs), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros_like(obs), no, no)
     act = lambda key: agent.act(table, key, TimeStep(obs, blank, no))[1]
