@@ -100,7 +100,8 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
             who: np.stack([returns(agent, env, tasks, repeats, num_episodes) for agent in trained_agents(*what)])
             for who, what in learned.items()
         }
-        curves["source"] = source_returns(env, histories, tasks)[None]
+        if histories.source != "logged":  # nobody there to learn anew
+            curves["source"] = source_returns(env, histories, tasks)[None]
         oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
         curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
@@ -114,7 +115,8 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
             "returns",
             report.curve_figure(drawn, "episode", "return", log=False),
             f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
-            f"first; no weight changes. The source learns from scratch for {longest} episodes.",
+            f"first; no weight changes."
+            + (f" The source learns from scratch for {longest} episodes." if "source" in curves else ""),
         ),
         (
             "loss",
@@ -137,5 +139,7 @@ def findings(trained: Trained, name: str, histories: HistoriesConfig) -> Finding
 
 def memory_note(env: TaskFamily, histories: HistoriesConfig) -> str:
     """What the histories will take, in a line."""
+    if histories.store is not None:
+        return f"histories: {histories.source}, streamed from {histories.store}"
     size = predicted_bytes(env, histories)
     return f"histories: {histories.source}, {size / 2**20:,.0f} MiB at their collection"

@@ -1,6 +1,7 @@
 """Every experiment: its presets build, and a few steps of it leave whole results."""
 
 import importlib
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,9 +17,11 @@ from experiments import _episodes as episodes
 from experiments import dpt_bandit
 from icrl_jax import agents, checkpoint
 from icrl_jax.core import Transition
+from icrl_jax.data.stored import open_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.report import read_results
-from icrl_jax.run.experiment import make_plan, run
+from icrl_jax.run.experiment import main, make_plan, run
+from icrl_jax.run.folder import read_metrics
 from icrl_jax.run.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +110,26 @@ def test_a_control_is_trained_once_and_found_again(tiny_ad):
     assert again["agents"] == before["agents"]
     assert [p.name for p in (run_dir / "controls").iterdir()] == ["ed"]
     assert checkpoint.list_steps(run_dir / "controls" / "ed" / "checkpoints") == [2]
+
+
+def test_ad_learns_the_same_from_disk_and_from_an_imported_store(tiny_ad, tmp_path, capsys):
+    run_dir, argv = tiny_ad
+    experiment, store = EXPERIMENTS["ad_dark_room"], tmp_path / "data" / "room"
+    options = [*argv[:-2], "--runs-dir", str(tmp_path), "--store", str(store), "--eval-episodes", "2"]
+    parsed = lambda *more: parse(experiment.name, experiment.presets, "", [*options, *more])
+    losses = lambda run_dir: [row["loss"] for row in read_metrics(run_dir)]
+    from_disk = run(experiment, parsed(), Console(quiet=True))
+    assert losses(from_disk) == losses(run_dir)
+    assert losses(from_disk / "controls" / "ed") == losses(run_dir / "controls" / "ed")
+    assert open_histories(store).about["source"]["source"] == "q_learning"
+    logged = run(experiment, parsed("--source", "logged", "--no-control"), Console(quiet=True))
+    assert losses(logged) == losses(run_dir)
+    assert {"ad", "random", "oracle"} == set(read_results(logged)["agents"])
+    shutil.rmtree(store)
+    assert icrl_jax.load(from_disk) and icrl_jax.load(logged)  # an agent is loaded without its data
+    with pytest.raises(SystemExit):
+        main(experiment, "", [*options, "--source", "logged"])
+    assert "room holds no histories" in " ".join(capsys.readouterr().err.split())
 
 
 def test_held_out_tasks_are_met_as_often_as_fits():
