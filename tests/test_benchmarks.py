@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 
 import icrl_envs
-from benchmarks import acting, bench, collect, compiling, cost, models, moe, numpy_loop, parts, stepping, update
+from benchmarks import (
+    acting,
+    bench,
+    collect,
+    compiling,
+    cost,
+    models,
+    moe,
+    numpy_loop,
+    parts,
+    stepping,
+    update,
+    windows,
+)
 from experiments import dpt_bandit
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
@@ -20,7 +33,7 @@ from icrl_jax.run.options import parse
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting, models, moe])
+@pytest.mark.parametrize("part", [stepping, collect, update, parts, acting, models, moe, windows])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)
