@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
-        return array.tolist() if array.size <= 32 else f"sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
+        return array.tolist() if array.size <= 16 else f"sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
     if isinstance(value, tuple | list):
         return [_plain(x) for x in value]
     if isinstance(value, dict):

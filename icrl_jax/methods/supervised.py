@@ -120,6 +120,7 @@ def supervised(
 
     def update(state: TrainState, key: Array, fed: Tree = None) -> tuple[TrainState, dict]:
         check_rows("batch_size", batch_size)
+        _require((fed is None) == (feed is None), "fed", fed, "what the feed of the method reads, as `fit` hands it on")
         if num_samples is None:
             index, extra = jnp.arange(batch_size), state.extra
         else:

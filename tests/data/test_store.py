@@ -250,14 +250,15 @@ def test_a_flipped_byte_is_refused_when_it_is_first_read_and_no_other_chunk_is(c
             read(found)
 
 
-def test_chunks_in_each_others_place_are_refused(copied):
-    """Each is whole by itself."""
-    one, other = copied / "transitions.obs/c/2/1/0/0", copied / "transitions.obs/c/3/1/0/0"
+@pytest.mark.parametrize("part", [0, 1])
+def test_chunks_in_each_others_place_are_refused(part, copied):
+    """Each is whole by itself; a window from the end of one to the beginning of the next reads both."""
+    one, other = (copied / f"transitions.obs/c/{m}/1/{part}/0" for m in (2, 3))
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    with pytest.raises(StoreError, match="transitions.obs/c/2/1/0/0 is damaged"):
-        read_window(open_histories(copied))
+    with pytest.raises(StoreError, match=f"transitions.obs/c/2/1/{part}/0 is damaged"):
+        open_histories(copied).transitions(np.array([2]), np.array([1]), np.array([15]), 11)
 
 
 def test_what_is_damaged_after_it_was_checked_is_refused(copied):

@@ -97,6 +97,18 @@ def test_training_from_disk_equals_training_from_memory_bit_for_bit(made, from_m
     assert len({float(x) for log in logs for x in log["loss"]}) == 2 * 4
 
 
+def test_learning_rates_are_swept_from_disk_as_from_memory(made):
+    rates, one_chunk = {"learning_rate": np.float32([1e-3, 1e-1])}, SCHEDULE._replace(num_chunks=1)
+    keys = KEYS[np.array([0, 0])]
+    states = [
+        fit(keys, method, one_chunk, state=init_seeds(keys, method, rates))._replace(data=None)
+        for method in (ad(ENV, CONFIG), ad(ENV, at(made)))
+    ]
+    chex.assert_trees_all_equal(*jax.device_get(states))
+    weights = jax.tree.leaves(states[0].params)[0]
+    assert not np.array_equal(weights[0], weights[1])
+
+
 def test_going_on_from_disk_equals_never_having_stopped(made, from_memory):
     half = fit(KEYS, ad(ENV, at(made)), SCHEDULE._replace(num_chunks=2))
     logs = []
@@ -122,6 +134,9 @@ def test_logged_histories_without_weights_are_trained_on_as_they_are(tmp_path, m
 def test_training_on_the_device_alone_is_refused(made):
     with pytest.raises(ValueError, match="method='one with a feed': must be trained by `fit`"):
         train(KEYS[0], ad(ENV, at(made)), SCHEDULE)
+    method = ad(ENV, at(made))
+    with pytest.raises(ValueError, match="fed=None: must be what the feed of the method reads"):
+        jax.eval_shape(method.update, method.init(KEYS[0]), KEYS[0])
 
 
 def test_a_store_is_made_when_it_is_opened_and_not_before(tmp_path):
