@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments._bandits import trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
@@ -134,7 +135,8 @@ def findings(
             who: np.stack([returns(agent, env, tasks, repeats, num_episodes) for agent in trained_agents(*what)])
             for who, what in learned.items()
         }
-        curves["source"] = source_returns(env, histories, tasks)[None]
+        if histories.source != "logged":  # nobody there to learn anew
+            curves["source"] = source_returns(env, histories, tasks)[None]
         oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
         curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
@@ -143,21 +145,15 @@ def findings(
     loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{metric}"))
     watched_label = f"{metric.replace('_', ' ')} on {'training' if env.tasks is not None else 'validation'} tasks"
     longest = max(x.shape[-1] for x in curves.values())
-    distilled: Distilled = trained.data
-    num_tasks, num_streams, _ = distilled.histories.shape
     figures = [
         (
             "returns",
             report.curve_figure(drawn, "episode", "return", log=False),
             f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
-            f"first; no weight changes. The source learns from scratch for {longest} episodes.",
+            f"first; no weight changes."
+            + (f" The source learns from scratch for {longest} episodes." if "source" in curves else ""),
         ),
-        (
-            "histories",
-            report.curve_figure({"source": learning_curve(distilled)}, "episode", "return", log=False),
-            f"What was distilled: return of each episode in the {num_streams:,} histories of each of {num_tasks:,} "
-            f"training tasks. Thick: their mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones.",
-        ),
+        *histories_figure(trained.data),
         (
             "loss",
             report.loss_figure(updates, loss, heldout=(updates, watched), heldout_label=watched_label, agent=name),
@@ -177,7 +173,22 @@ def findings(
     )
 
 
+def histories_figure(distilled: Distilled | None) -> list[tuple[str, Figure, str]]:
+    """What was distilled, none or one; those on disk may be too many to be read for it."""
+    if distilled is None:
+        return []
+    M, N, _ = distilled.histories.shape
+    figure = report.curve_figure({"source": learning_curve(distilled)}, "episode", "return", log=False)
+    caption = (
+        f"What was distilled: return of each episode in the {N:,} histories of each of {M:,} training tasks. Thick: their "
+        f"mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones."
+    )
+    return [("histories", figure, caption)]
+
+
 def memory_note(env: TaskFamily, histories: HistoriesConfig) -> str:
     """What the histories will take, in a line."""
+    if histories.store is not None:
+        return f"histories: {histories.source}, streamed from {histories.store}"
     size = predicted_bytes(env, histories)
     return f"histories: {histories.source}, {size / 2**20:,.0f} MiB at their collection"

@@ -78,7 +78,9 @@ def expert(config: Config) -> dict[str, MethodSpec]:
     """ED: all as it is, but the histories are an expert's."""
     if not config.control:
         return {}
-    histories = dataclasses.replace(config.ad.histories, source="expert", shared=False)
+    given = config.ad.histories
+    store = None if given.store is None else f"{given.store}-ed"
+    histories = dataclasses.replace(given, source="expert", shared=False, store=store)
     return {"ed": MethodSpec("icrl_jax.methods.ad:ad", dataclasses.replace(config.ad, histories=histories))}
 
 

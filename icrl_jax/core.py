@@ -1,4 +1,4 @@
-"""The six types every part of the library is written against.
+"""The eight types every part of the library is written against.
 
 Everything that acts is an `Agent`; everything that is trained is a `Method`.
 Axis letters, here and everywhere: B rows (one task each), T time in context, D model width, A actions, S seeds.
@@ -61,8 +61,23 @@ class Method(NamedTuple):
     """Something that learns: the only plug-in point for training."""
 
     init: Callable[..., TrainState]  # (key, hparams=None) -> TrainState; hparams is a dict of traced float32 []
-    update: Callable[[TrainState, Array], tuple[TrainState, dict]]  # (train_state, key) -> (train_state, log)
+    update: Callable[..., tuple[TrainState, dict]]  # (train_state, key) -> (train_state, log); with a feed: (.., fed)
     agent: Callable[..., Agent]  # (params, context=None, online=True, greedy=None) -> Agent
+    feed: "Feed | None" = None  # where the data are not on the device: what the host reads for each update
+
+
+class Feed(NamedTuple):
+    """Data that the host reads for the updates of a method, while the device computes the ones before."""
+
+    check: Callable[[], None]  # refuses what does not fit before anything compiles; makes nothing
+    open: Callable[..., "Reader"]  # (between=None) -> Reader; may have to make the data, `between(done, all)` in pauses
+
+
+class Reader(NamedTuple):
+    """Data that are open; reading the same keys gives the same again."""
+
+    read: Callable[[Array], Tree]  # keys [U] of updates, on the host -> what each learns from, NumPy [U, B, ...]
+    digest: str  # of all the data
 
 
 class Learner(NamedTuple):

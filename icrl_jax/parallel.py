@@ -31,6 +31,11 @@ def replicate(tree: Tree) -> Tree:
     return jax.device_put(tree, NamedSharding(rows_mesh(), PartitionSpec()))
 
 
+def rows_sharding(axis: int) -> NamedSharding:
+    """Spreads the rows of arrays, which are on this axis, over the devices."""
+    return NamedSharding(rows_mesh(), PartitionSpec(*[None] * axis, ROWS))
+
+
 def over_rows(function: Callable[[Tree, Tree], Tree]) -> Callable[[Tree, Tree], Tree]:
     """Runs `function(shared, rows)` with axis 0 of every array in `rows`, and of the result, split over the devices."""
     if jax.device_count() == 1:

@@ -25,6 +25,7 @@ from benchmarks import (
     parts,
     stepping,
     update,
+    windows,
 )
 from experiments import dpt_bandit
 from icrl_jax.agents import q_learning
@@ -42,7 +43,7 @@ from icrl_jax.run.options import parse
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [stepping, collect, histories, update, parts, acting, models, moe])
+@pytest.mark.parametrize("part", [stepping, collect, histories, update, parts, acting, models, moe, windows])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)

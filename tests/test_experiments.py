@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,11 +19,13 @@ from experiments import _episodes as episodes
 from experiments import dpt_bandit
 from icrl_jax import agents, checkpoint
 from icrl_jax.core import Transition
-from icrl_jax.data.histories import Form, Histories
+from icrl_jax.data.histories import Distilled, Form, Histories
+from icrl_jax.data.store import write_histories
+from icrl_jax.data.stored import open_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
-from icrl_jax.methods.sources import Distilled
 from icrl_jax.report import read_results
-from icrl_jax.run.experiment import make_plan, run
+from icrl_jax.run.experiment import main, make_plan, run
+from icrl_jax.run.folder import read_metrics
 from icrl_jax.run.options import OptionsError, parse
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +138,40 @@ def test_a_control_is_trained_once_and_found_again(tiny_ad):
     assert again["agents"] == before["agents"]
     assert [p.name for p in (run_dir / "controls").iterdir()] == ["ed"]
     assert checkpoint.list_steps(run_dir / "controls" / "ed" / "checkpoints") == [2]
+
+
+def test_ad_learns_the_same_from_disk_and_from_an_imported_store(tiny_ad, tmp_path, capsys):
+    run_dir, argv = tiny_ad
+    experiment, store = EXPERIMENTS["ad_dark_room"], tmp_path / "data" / "room"
+    options = [*argv[:-2], "--runs-dir", str(tmp_path), "--store", str(store), "--eval-episodes", "2"]
+    parsed = lambda *more: parse(experiment.name, experiment.presets, "", [*options, *more])
+    losses = lambda run_dir: [row["loss"] for row in read_metrics(run_dir)]
+    from_disk = run(experiment, parsed("--checkpoint-every", "1"), Console(quiet=True))
+    assert losses(from_disk) == losses(run_dir)
+    assert losses(from_disk / "controls" / "ed") == losses(run_dir / "controls" / "ed")
+    assert open_histories(store).about["source"]["source"] == "q_learning"
+    before = read_results(from_disk)
+    shutil.rmtree(from_disk / "checkpoints" / "2")  # as if it had been killed before the last chunk
+    run(experiment, parsed("--checkpoint-every", "1", "--resume", str(from_disk)), Console(quiet=True))
+    assert losses(from_disk) == losses(run_dir) and read_results(from_disk)["agents"] == before["agents"]
+    imported = ["--source", "logged", "--no-control"]
+    logged = run(experiment, parsed(*imported), Console(quiet=True))
+    assert losses(logged) == losses(run_dir)
+    assert {"ad", "random", "oracle"} == set(read_results(logged)["agents"])
+
+    def refused(*more):
+        with pytest.raises(SystemExit):
+            main(experiment, "", [*options, *imported, *more])
+        return " ".join(capsys.readouterr().err.split())
+
+    other = open_histories(store).read_all()
+    other = dataclasses.replace(other, update=other.update[::-1])
+    shutil.rmtree(store)
+    assert icrl_jax.load(from_disk) and icrl_jax.load(logged)  # an agent is loaded without its data
+    assert "room holds no histories" in refused()
+    write_histories(store, make_plan(experiment, parsed("--store", "None")).env, other)
+    assert "was trained on other data than was built now" in refused("--resume", str(logged))
+    assert "room holds other histories: env.options._minus is [" in refused("--env-preset", "ad")  # its actions
 
 
 def test_held_out_tasks_are_met_as_often_as_fits():

@@ -25,6 +25,7 @@ from icrl_jax.train import Schedule, train
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+HISTORIES = (ROOT / "docs" / "histories.md").read_text()
 FAMILIES = (ROOT / "docs" / "task_families.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -92,6 +93,13 @@ def test_python_in_the_architecture_runs(at_root, getkey):
 
     experiment = names["EXPERIMENT"]
     assert make_plan(experiment, experiment.presets["cpu"]).env.name == "BernoulliBandit"
+
+
+def test_python_in_the_guide_to_histories_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(HISTORIES, "python")
+    exec(compile(block, "histories.md", "exec"), {})
+    assert capsys.readouterr().out == "(7, 3, 60)\n"
 
 
 @pytest.mark.slow
@@ -170,8 +178,9 @@ def test_every_option_exists(at_root, capsys):
                 parse(each.name, each.presets, "", ["--help"])
             help_of[each.name] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
         assert help_of[name] >= {"--seed", "--resume"}
-    for line in re.findall(r"^make .*ARGS=\"(.*)\"", README, re.MULTILINE):
-        which = "sweep_dpt_bandit" if "--learning-rates" in line else "dpt_bandit"
+    for named, line in re.findall(r"^make (.*)ARGS=\"(.*)\"", README + HISTORIES, re.MULTILINE):
+        experiment = re.search(r"EXPERIMENT=(\w+)", named)
+        which = "sweep_" * ("--learning-rates" in line) + (experiment[1] if experiment else "dpt_bandit")
         assert set(re.findall(r"--[a-z][a-z-]*", line)) <= help_of[which], line
 
 
@@ -183,12 +192,15 @@ def test_every_experiment_is_in_the_table(at_root):
 def test_every_dependency_has_a_line():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    direct = project["dependencies"] + extras["track"] + extras["envs"] + extras["craftax"]
+    direct = [
+        *project["dependencies"],
+        *(x for name in ("track", "envs", "craftax", "data", "minari") for x in extras[name]),
+    ]
     section = README.split("## Dependencies")[1].split("\n## ")[0]
     listed = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", row)
     }
-    assert listed - {"track", "envs"} == {re.match(r"[\w-]+", each)[0] for each in direct}
+    assert listed - {"track", "envs", "data"} == {re.match(r"[\w-]+", each)[0] for each in direct}
 
 
 def test_every_file_of_a_run_exists(tmp_path):
@@ -199,8 +211,8 @@ def test_every_file_of_a_run_exists(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [README, ARCHITECTURE, FAMILIES, CONTRIBUTING],
-    ids=["README", "architecture", "task_families", "CONTRIBUTING"],
+    [README, ARCHITECTURE, FAMILIES, HISTORIES, CONTRIBUTING],
+    ids=["README", "architecture", "task_families", "histories", "CONTRIBUTING"],
 )
 def test_every_path_exists(text):
     """Paths in links, and those in backticks that begin like a folder of ours."""
@@ -217,6 +229,6 @@ def test_every_test_that_is_named_exists():
 
 
 def test_the_documentation_names_no_machine_and_owes_nothing():
-    for text in (README, ARCHITECTURE, FAMILIES, CONTRIBUTING):
+    for text in (README, ARCHITECTURE, FAMILIES, HISTORIES, CONTRIBUTING):
         assert "TODO" not in text
         assert not re.search(r"/home/|/root/|/tmp/|localhost", text)

@@ -27,10 +27,11 @@ def collect_histories(
     keep_every: int = 1,
     next_obs: bool = True,
     max_bytes: float | None = None,
+    first_task: Array | int = 0,
 ) -> Histories:
     """Lets a source algorithm learn M tasks, and keeps what its N streams did.
 
-    Each task draws from `fold_in(key, m)`, so its history is the same among others. Tasks are spread over the devices.
+    Task m draws from `fold_in(key, m)`, so its history is the same among others. Tasks are spread over the devices.
 
     Args:
       env: where `learner` learns; it tells how few bytes hold an observation and when episodes end.
@@ -40,6 +41,7 @@ def collect_histories(
       next_obs: whether to keep them. Within an episode they are the next `obs`; but not at its end, so for sequence
         models that read them (and learners into which a history is replayed) they are kept, every one.
       max_bytes: the memory there is; by default what the device reports, and a CPU reports nothing.
+      first_task: which task of more the first of these is, int32 []: they can so be made a part after another.
     Raises:
       ValueError: a size below 1, tasks that are not stacked or have a time limit of their own, more than `max_bytes`,
         or `keep_every` as `every_kth_episode` refuses it.
@@ -48,7 +50,7 @@ def collect_histories(
     needed = predict_bytes(learner, env, env_params, num_rounds, keep_every, next_obs)
     sizes = {"streams": _sizes(learner, env_params)[1], "tasks": _num_tasks(env_params)}
     _check_memory(needed, max_bytes, sizes, keep_every if getattr(env, "episodic", True) else None)
-    return _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs)
+    return _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs, first_task)
 
 
 def predict_bytes(
@@ -97,7 +99,7 @@ def _check(env: Environment, env_params: Any, num_rounds: int) -> None:
     require(one != many, "env_params", "one task", "stacked [M, ...], as `tasks` and `sample_tasks` give them")
     limits = env_params.max_steps_in_episode
     if not isinstance(limits, Tracer):
-        found, limit = np.unique(limits).tolist(), _episode_steps(env)
+        found, limit = np.unique(limits).tolist(), episode_steps(env)
         require(found == [limit], "env_params.max_steps_in_episode", found, f"[{limit}], the family's time limit")
 
 
@@ -115,17 +117,18 @@ def _check_memory(needed: int, max_bytes: float | None, sizes: dict[str, int], k
         )
 
 
-def _episode_steps(env: Environment) -> int:
+def episode_steps(env: Environment) -> int:
+    """The time limit of the family."""
     with jax.ensure_compile_time_eval():  # a number also where the caller jits
         return int(env.default_params.max_steps_in_episode)
 
 
 @partial(jax.jit, static_argnames=("env", "num_rounds", "keep_every", "next_obs"))
-def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs) -> Histories:
+def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs, first_task=0) -> Histories:
     num_tasks = _num_tasks(env_params)
     round_steps, num_streams = _sizes(learner, env_params)
     num_steps = num_rounds * round_steps
-    form = Form((), _episode_steps(env), getattr(env, "terminates", True), num_steps)
+    form = Form((), episode_steps(env), getattr(env, "terminates", True), num_steps)
     most, least = room(form, num_steps, keep_every, 1)
     update_dtype = np.min_scalar_type(num_rounds - 1)
 
@@ -154,7 +157,7 @@ def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs) ->
         kept = _Kept(streams, jnp.zeros(num_streams, jnp.int32), deals)
         return jax.lax.scan(learn, (learner.init(key_init, env_params), kept), jnp.arange(num_rounds))[0][1]
 
-    rows = pad_rows((env_params, jnp.arange(num_tasks)))
+    rows = pad_rows((env_params, first_task + jnp.arange(num_tasks)))
     kept = over_rows(jax.vmap(one_task, in_axes=(None, 0)))((learner, key), rows)
     (transitions, update), steps, _ = jax.tree.map(lambda x: x[:num_tasks], kept)
     names = tuple(x.dtype.name for x in jax.tree.leaves(example))
@@ -194,11 +197,12 @@ def _narrow(env: Environment, example: Transition) -> Transition:
     obs, action = env.observation_space(params), env.action_space(params)
     types = jax.tree.map(lambda x: x.dtype, example)
     return types._replace(
-        obs=_narrowed(obs, types.obs), action=_narrowed(action, types.action), next_obs=_narrowed(obs, types.next_obs)
+        obs=narrowed(obs, types.obs), action=narrowed(action, types.action), next_obs=narrowed(obs, types.next_obs)
     )
 
 
-def _narrowed(space: Any, dtype: Any) -> Any:
+def narrowed(space: Any, dtype: Any) -> Any:
+    """The type that holds what lies in a space, and that was given as `dtype`, in as few bytes as it may."""
     space = getattr(space, "space", space)  # pairs of actions
     if isinstance(space, spaces.Discrete):
         low, high = 0, space.n - 1

@@ -5,6 +5,8 @@ https://arxiv.org/abs/2505.15143. It changes nothing but the weights with which 
 method that trains on histories.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -72,7 +74,7 @@ def _rescaled(utility: Array, temperature: float | None) -> Array:
     return jnp.where(high > low, (utility - low) / jnp.where(high > low, high - low, 1), 1.0)
 
 
-def resample(key: Array, probabilities: Array) -> Array:
+def resample(key: Array, probabilities: Array, first_task: Array | int = 0) -> Array:
     """How often each history is in the filtered data set, int32 [M, N]: `weights` of `sample_window`.
 
     The streams of a task are gone through again and again, and each is added with its probability, until there are as
@@ -80,8 +82,9 @@ def resample(key: Array, probabilities: Array) -> Array:
 
     Args:
       probabilities: float32 [M, N], of which one in every task is 1, as `retention` gives them.
+      first_task: which task of more the first of these is, int32 []; task m draws from `fold_in(key, m)`.
     """
-    keys = jax.random.split(key, probabilities.shape[0])
+    keys = jax.vmap(partial(jax.random.fold_in, key))(first_task + jnp.arange(probabilities.shape[0]))
     return jax.lax.map(lambda row: _resample_task(*row), (keys, probabilities))
 
 

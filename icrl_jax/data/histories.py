@@ -43,15 +43,27 @@ class Histories:
         return self.update.shape  # type: ignore[return-value]
 
 
+class Distilled(NamedTuple):
+    """What a method trains on."""
+
+    histories: Histories
+    weights: Array | None  # [M, N]: how often each is drawn, in proportion; None: all alike
+
+
 def of_stream(histories: Histories, task: Array, stream: Array, first: Array, length: int) -> Transition:
     """Reads `length` steps of one stream from `first` on, with the types that the agent saw, [length, ...]."""
 
-    def read(x, dtype):
+    def read(x):
         origin = [task, stream, first] + [0] * (x.ndim - 3)
-        return jax.lax.dynamic_slice(x, origin, (1, 1, length, *x.shape[3:]))[0, 0].astype(dtype)
+        return jax.lax.dynamic_slice(x, origin, (1, 1, length, *x.shape[3:]))[0, 0]
 
-    leaves, treedef = jax.tree.flatten(histories.transitions)
-    return treedef.unflatten(map(read, leaves, histories.form.dtypes))
+    return widened(jax.tree.map(read, histories.transitions), histories.form)
+
+
+def widened(transitions: Transition, form: Form) -> Transition:
+    """The same with the types that the agent saw."""
+    leaves, treedef = jax.tree.flatten(transitions)
+    return treedef.unflatten(x.astype(dtype) for x, dtype in zip(leaves, form.dtypes, strict=True))
 
 
 def episode_returns(histories: Histories) -> Array:

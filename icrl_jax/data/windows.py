@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from icrl_envs.task_family import is_int, require
 from icrl_jax.core import Array, TimeStep, Transition
 from icrl_jax.data.contexts import timesteps_of
-from icrl_jax.data.histories import Histories, of_stream
+from icrl_jax.data.histories import Form, Histories, of_stream
 
 
 class Window(NamedTuple):
@@ -33,20 +33,46 @@ def sample_window(histories: Histories, key: Array, length: int, weights: Array 
     Raises:
       ValueError: a length below 1 or above what every stream is sure to hold.
     """
-    M, N, _ = histories.shape
-    allowed = f"an integer in 1 ..= {histories.form.least_steps}, which every stream holds"
-    require(is_int(length, 1, histories.form.least_steps), "length", length, allowed)
+    check_length(histories.form, length)
+    place = draw_place(histories.steps, key, length, weights)
+    return window(histories, *place, length)
+
+
+class Place(NamedTuple):
+    """Where a window begins."""
+
+    task: Array  # int32 []
+    stream: Array  # int32 []
+    first: Array  # int32 []: its first step
+
+
+def draw_place(steps: Array, key: Array, length: int, weights: Array | None = None) -> Place:
+    """Where `sample_window` reads, by the same key; `steps` (int32 [M, N]) is how many each stream holds."""
+    M, N = steps.shape
     key_task, key_stream, key_first = jax.random.split(key, 3)
     task = jax.random.randint(key_task, (), 0, M)
     if weights is None:
         stream = jax.random.randint(key_stream, (), 0, N)
     else:
         stream = jax.random.categorical(key_stream, jnp.log(weights[task].astype(jnp.float32)))
-    first = jax.random.randint(key_first, (), 0, histories.steps[task, stream] - length + 1)
-    return window(histories, task, stream, first, length)
+    return Place(task, stream, jax.random.randint(key_first, (), 0, steps[task, stream] - length + 1))
+
+
+def check_length(form: Form, length: int) -> None:
+    """Refuses windows that some stream may not hold.
+
+    Raises:
+      ValueError: `length` below 1 or above what every stream is sure to hold.
+    """
+    allowed = f"an integer in 1 ..= {form.least_steps}, which every stream holds"
+    require(is_int(length, 1, form.least_steps), "length", length, allowed)
 
 
 def window(histories: Histories, task: Array, stream: Array, first: Array, length: int) -> Window:
     """The `length` steps of one stream from `first` on; the stream has to hold them."""
-    transitions = of_stream(histories, task, stream, first, length)
+    return window_of(of_stream(histories, task, stream, first, length))
+
+
+def window_of(transitions: Transition) -> Window:
+    """The window of these transitions, [L, ...]."""
     return Window(timesteps_of(transitions), transitions)

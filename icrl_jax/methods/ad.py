@@ -18,8 +18,11 @@ from gymnax.environments import spaces
 from icrl_envs import TaskFamily
 from icrl_jax.agents import trained
 from icrl_jax.core import Array, Method
+from icrl_jax.data.histories import Distilled
+from icrl_jax.data.stored import StoredHistories, open_histories
 from icrl_jax.data.windows import Window, sample_window
-from icrl_jax.methods.sources import Distilled, HistoriesConfig, count_tasks, make_histories
+from icrl_jax.methods.sources import HistoriesConfig, count_tasks, make_histories
+from icrl_jax.methods.stored import check_histories, check_horizon, find_histories, window_feed
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.kinds import ModelConfig, kind_of
@@ -64,32 +67,43 @@ class ADConfig:
 
     def env_steps(self, env: TaskFamily, num_seeds: int) -> int:
         """Steps of all histories, which all seeds share."""
+        if self.histories.source == "logged":
+            return int(open_histories(str(self.histories.store)).steps.sum())
         return count_tasks(env, self.histories) * self.histories.num_streams * self.histories.num_steps
 
 
-def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | None = None) -> Method:
+def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | StoredHistories | None = None) -> Method:
     """AD on any family: windows of histories, and at every position the action that was taken there.
 
     Args:
-      data: builds what is distilled, the same at every call; by default what `config.histories` says.
+      data: builds what is distilled, the same at every call; or histories on disk, which are streamed; by default what
+        `config.histories` says.
     Raises:
       ValueError: label smoothing of actions that are continuous; a source that the family does not fit; histories
         shorter than the window.
     """
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
-    if data is None:
-        data = partial(make_histories, env, config.histories)
-        shortest = jax.eval_shape(data).histories.form.least_steps  # refuses early what does not fit
-        if config.horizon > shortest:
-            raise ValueError(f"horizon={config.horizon}: must be at most {shortest}, the length of the streams")
+    histories, horizon = config.histories, config.horizon
+    build, feed, collect = None, None, partial(_collect, length=horizon)
+    if isinstance(data, StoredHistories):
+        data.check_env(env)
+        feed, collect = window_feed(lambda _: data, partial(check_horizon, data, horizon), horizon)
+    elif data is not None:
+        build = data
+    else:
+        made = partial(make_histories, env, histories)
+        if histories.source != "logged":
+            check_horizon(jax.eval_shape(made).histories, horizon)  # refuses early what does not fit
+        if histories.store is None:
+            build = made
+        else:
+            check = partial(check_histories, env, histories, horizon)
+            feed, collect = window_feed(partial(find_histories, env, histories), check, horizon)
 
     def init_params(key: Array) -> Policy:
         spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
         return Policy(config.model, *spaces, key, config.embedding)
-
-    def collect(data: Distilled, row: Row) -> Window:
-        return sample_window(data.histories, row.key, config.horizon, data.weights)
 
     return supervised(
         init_params,
@@ -100,9 +114,14 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | None =
         config.num_updates,
         config.batch_size,
         tokens_per_row=config.horizon * config.embedding.num_tokens,
-        data=data,
+        data=build,
         least_rows=config.model.least_rows,
+        feed=feed,
     )
+
+
+def _collect(data: Distilled, row: Row, length: int) -> Window:
+    return sample_window(data.histories, row.key, length, data.weights)
 
 
 def action_loss(

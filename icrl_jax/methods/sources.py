@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,21 @@ from icrl_jax.agents.sources import as_learner
 from icrl_jax.core import Agent, Array, Learner
 from icrl_jax.data import filters
 from icrl_jax.data.collect import collect_histories, predict_bytes
-from icrl_jax.data.histories import Histories, beginnings, side_by_side, stride_episodes
+from icrl_jax.data.histories import Distilled, beginnings, side_by_side, stride_episodes
 from icrl_jax.methods.ppo import PPOConfig, a2c, ppo_learner
 from icrl_jax.methods.sac import SACConfig, sac_learner
 
 Algorithm = Literal[
-    "q_learning", "ppo", "a2c", "sac", "ucb1", "thompson_gaussian", "thompson_beta", "noise_curriculum", "expert"
+    "q_learning",
+    "ppo",
+    "a2c",
+    "sac",
+    "ucb1",
+    "thompson_gaussian",
+    "thompson_beta",
+    "noise_curriculum",
+    "expert",
+    "logged",
 ]
 
 
@@ -31,7 +40,10 @@ class HistoriesConfig:
     """Which histories are made and distilled."""
 
     source: Algorithm = "q_learning"
-    """Who learns; "noise_curriculum" (AD-eps) and "expert" (ED) are the oracle, with noise and without."""
+    """Who learns; "noise_curriculum" (AD-eps) and "expert" (ED) are the oracle, with noise and without; "logged" takes
+    what `store` holds as it is, and of these options no other."""
+    store: str | None = None
+    """Folder of histories on disk: made there if there are none yet, then streamed; None keeps them on the device."""
     num_tasks: int | None = None
     """Training tasks; None takes all that the family lists."""
     num_streams: int = 16
@@ -89,37 +101,40 @@ class HistoriesConfig:
             raise ValueError(f"q_rewards={self.q_rewards!r}: must be 0 with shared=True")
         if self.q_rewards < 0:
             raise ValueError(f"q_rewards={self.q_rewards!r}: must be at least 0")
+        if self.source == "logged" and self.store is None:
+            raise ValueError("store=None: must be the folder of the histories with source='logged'")
+        if self.source == "logged" and self.lhf:
+            raise ValueError("lhf=True: must be False with source='logged', whose store may hold weights of its own")
         if self.shared and self.source != "q_learning":
             raise ValueError(f"shared=True: is for source='q_learning', and must be False with source={self.source!r}")
 
 
-class Distilled(NamedTuple):
-    """What a method trains on."""
-
-    histories: Histories
-    weights: Array | None  # float32 [M, N]: how often each is drawn, in proportion; None: all alike
-
-
-def make_histories(env: TaskFamily, config: HistoriesConfig) -> Distilled:
+def make_histories(
+    env: TaskFamily, config: HistoriesConfig, first_task: Array | int = 0, num_tasks: int | None = None
+) -> Distilled:
     """Collects, cuts, deals and filters the histories, in compiled code; the same at every call.
 
+    Args:
+      first_task, num_tasks: make only those of so many tasks, which are what they are among all; None: all.
     Raises:
       ValueError: a source that the family does not fit, or histories that the memory cannot hold.
     """
     key_tasks, key_source, key_random, key_filter = jax.random.split(jax.random.key(config.source_seed), 4)
     tasks = training_tasks(env, config, key_tasks)
+    if num_tasks is not None:
+        tasks = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first_task, num_tasks), tasks)
     num_random = round(config.random_share * config.num_streams)
     learner, num_rounds = make_learner(env, config, config.num_streams - num_random)
-    histories = collect_histories(learner, env, tasks, key_source, num_rounds)
+    histories = collect_histories(learner, env, tasks, key_source, num_rounds, first_task=first_task)
     if num_random:
         by_chance = as_learner(uniform(env), env, num_random, config.num_steps // num_rounds)
-        noise = collect_histories(by_chance, env, tasks, key_random, num_rounds)
+        noise = collect_histories(by_chance, env, tasks, key_random, num_rounds, first_task=first_task)
         histories = side_by_side(histories, noise)
     histories = beginnings(histories, round(config.kept_share * histories.shape[2]))
     weights = None
     if config.lhf:
         kept = filters.retention(histories, None, config.lhf_stability, config.lhf_temperature)
-        weights = filters.resample(key_filter, kept)
+        weights = filters.resample(key_filter, kept, first_task)
     if config.stride > 1:
         histories = stride_episodes(histories, config.stride)
         weights = None if weights is None else jnp.repeat(weights, config.stride, axis=1)
@@ -206,6 +221,8 @@ def make_source(env: TaskFamily, config: HistoriesConfig) -> tuple[Agent, Enviro
     if config.source == "noise_curriculum":
         last, decay = config.noise_last, config.noise_decay
         return noise_curriculum(oracle(env), env, config.num_steps, last=last, decay=decay), revealed(env)
+    if config.source == "logged":
+        raise ValueError("source='logged': is none that could learn anew")
     bandit_agents = {"ucb1": ucb1, "thompson_gaussian": thompson_gaussian, "thompson_beta": thompson_beta}
     if config.source not in bandit_agents or not isinstance(env, Bandit):
         raise ValueError(f"source={config.source!r}: is for bandits, not for env={env.name}")

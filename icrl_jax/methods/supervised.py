@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from icrl_jax.core import Agent, Array, Method, TrainState, Tree
+from icrl_jax.core import Agent, Array, Feed, Method, Reader, TrainState, Tree
 from icrl_jax.parallel import check_rows, mean_over_rows
 
 
@@ -73,6 +73,7 @@ def supervised(
     data: Callable[[], Tree] | None = None,
     num_samples: int | None = None,
     least_rows: int = 1,
+    feed: Feed | None = None,
 ) -> Method:
     """Builds a `Method` that draws rows, collects their batch inside the compiled update, and takes a gradient step.
 
@@ -88,17 +89,21 @@ def supervised(
       data: builds the large constant arrays that all seeds share; the same at every call.
       num_samples: how many samples the data holds; None where every row is drawn afresh.
       least_rows: how many rows the model wants together, whatever the cache holds (`ModelConfig.least_rows`).
+      feed: in place of `data` and `num_samples`, reads on the host what each row is made from, and hands it to
+        `collect` as its `data`; its reader is given the keys of rows, [U, B].
     Raises:
       ValueError: `batch_size` outside 1 ..= num_samples; when training, not a multiple of the number of devices.
     """
     _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
     if num_samples is not None:
         _require(batch_size <= num_samples, "batch_size", batch_size, f"at most the number of samples, {num_samples}")
+    fed_only = feed is None or (data is None and num_samples is None)
+    _require(fed_only, "feed", feed, "None with data or num_samples, which it stands for")
     schedule, tx = make_schedule(optim, num_updates), make_optimiser(optim)
 
-    def loss_of_rows(shared, rows):
-        params, data = shared
-        batch = jax.vmap(collect, in_axes=(None, 0))(data, rows)
+    def loss_of_rows(shared, rows_and_fed):
+        (params, data), (rows, fed) = shared, rows_and_fed
+        batch = jax.vmap(collect, in_axes=(None if feed is None else 0, 0))(data if feed is None else fed, rows)
         size = rows_at_once(rows.index.shape[0], tokens_per_row, least_rows)
         return _mean_over_groups(partial(_gradient, loss, params), (batch, rows.key), size)
 
@@ -113,21 +118,38 @@ def supervised(
             extra |= {"key_order": key_order, "order": jnp.arange(num_samples, dtype=jnp.int32)}
         return TrainState(params, tx.init(params), extra, data() if data else None, jnp.zeros((), jnp.int32))
 
-    def update(state: TrainState, key: Array) -> tuple[TrainState, dict]:
+    def update(state: TrainState, key: Array, fed: Tree = None) -> tuple[TrainState, dict]:
         check_rows("batch_size", batch_size)
+        _require((fed is None) == (feed is None), "fed", fed, "what the feed of the method reads, as `fit` hands it on")
         if num_samples is None:
             index, extra = jnp.arange(batch_size), state.extra
         else:
             index, extra = _next_indices(state.extra, state.step, num_samples, batch_size)
-        rows = Row(index, jax.random.split(key, batch_size))
-        gradient, log = loss_and_gradient((state.params, state.data), rows)
+        rows = Row(index, row_keys(key, batch_size))
+        gradient, log = loss_and_gradient((state.params, state.data), (rows, fed))
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
             rate = extra["hparams"]["learning_rate"] * schedule(state.step)
         params, opt_state = descend(tx, rate, gradient, state.opt_state, state.params)
         log |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return TrainState(params, opt_state, extra, state.data, state.step + 1), log
 
-    return Method(init, update, agent)
+    return Method(init, update, agent, None if feed is None else _by_updates(feed, batch_size))
+
+
+def row_keys(key: Array, batch_size: int) -> Array:
+    """The keys of the rows of the update that has this key, [B]."""
+    return jax.random.split(key, batch_size)
+
+
+def _by_updates(feed: Feed, batch_size: int) -> Feed:
+    """A feed that is given the keys of updates, of one that is given those of their rows."""
+    of_rows = jax.jit(jax.vmap(partial(row_keys, batch_size=batch_size)))
+
+    def open_(between: Callable[[int, int], None] | None = None) -> Reader:
+        reader = feed.open(between)
+        return reader._replace(read=lambda keys: reader.read(of_rows(keys)))
+
+    return feed._replace(open=open_)
 
 
 KEY_OF_LOSS = 2**31

@@ -20,6 +20,7 @@ from icrl_envs import TaskFamily, sample_tasks
 from icrl_envs.film import write_png
 from icrl_jax import checkpoint, report
 from icrl_jax.core import Agent, Array, Method, TrainState, Tree
+from icrl_jax.data.manifest import StoreError
 from icrl_jax.parallel import check_rows
 from icrl_jax.run import folder, signals
 from icrl_jax.run.options import OptionsError, RunOptions, as_arguments, parse
@@ -93,7 +94,7 @@ def guarded() -> Iterator[Console]:
             # A full disk says so once, when the run itself cannot be written.
             warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry")
             yield console
-    except (OptionsError, folder.NotARunError, checkpoint.CheckpointError) as error:
+    except (OptionsError, folder.NotARunError, checkpoint.CheckpointError, StoreError) as error:
         _stop(str(error), 2)
     except NonFiniteLossError as error:
         _stop(str(error), 1)
@@ -176,6 +177,8 @@ def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
         env_spec, method_spec = experiment.env(config), experiment.method(config)
         env = env_spec.build()
         method = method_spec.build(env)
+        if method.feed is not None:
+            method.feed.check()
         schedule = make_schedule(method_spec.options.num_updates, config.num_chunks)
         check_rows("batch_size", method_spec.options.batch_size)
         score = experiment.score(env, config, QUICK_TASKS)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ def training(
         saved, first = None, 0
         if checkpoint.list_steps(directory):  # one that does not fit is refused before anything compiles
             saved = checkpoint.restore(directory, abstract_seeds(method, len(keys)))
+        reader = None if method.feed is None else method.feed.open(partial(_between, console))
         state = init_seeds(keys, method, hparams)
         data_digest = None if state.data is None else checkpoint.digest(jax.device_get(state.data))
+        data_digest = data_digest if reader is None else reader.digest
         if saved is not None:
             if saved.data_digest != data_digest:
                 raise checkpoint.CheckpointError(f"{directory} was trained on other data than was built now")
@@ -78,7 +81,7 @@ def training(
         signals.check()
         with console.status("compiling the training loop"):
             keys, state = replicate(keys), replicate(state)
-            chunk = compile_chunk(method, schedule, keys, state, evaluate)
+            chunk = compile_chunk(method, schedule, keys, state, evaluate, reader)
     progress = Progress(console, schedule, first, tasks_per_update * len(keys))
 
     def log_metrics(done: int, log: dict[str, np.ndarray], state: TrainState) -> None:
@@ -92,8 +95,14 @@ def training(
 
     callbacks: list[Any] = [log_metrics, *_tensorboard(run_dir, options, schedule, len(keys), first), progress, save]
     with watch.time("train"), progress:
-        resumed = {"first": first, "state": state, "chunk": chunk}
+        resumed = {"first": first, "state": state, "chunk": chunk, "reader": reader}
         return fit(keys, method, schedule, callbacks=callbacks, stop_nonfinite=stop_nonfinite, **resumed)
+
+
+def _between(console: Console, done: int, num_tasks: int) -> None:
+    """Between two blocks of histories that are made."""
+    console.print(f"histories of {done}/{num_tasks} tasks are on disk", highlight=False)
+    signals.check()
 
 
 def _tensorboard(run_dir: Path, options: RunOptions, schedule: Schedule, num_runs: int, first: int) -> list:
