@@ -180,8 +180,8 @@ def histories_figure(distilled: Distilled | None) -> list[tuple[str, Figure, str
     M, N, _ = distilled.histories.shape
     figure = report.curve_figure({"source": learning_curve(distilled)}, "episode", "return", log=False)
     caption = (
-        f"What was distilled: return of each episode in the {N:,} histories of each of {M:,} training tasks. Thick: their "
-        f"mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones."
+        f"What was distilled: return of each episode in the {N:,} histories of each of {M:,} training tasks. Thick: "
+        f"their mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones."
     )
     return [("histories", figure, caption)]
 

@@ -214,8 +214,8 @@ def make_source(env: TaskFamily, config: HistoriesConfig) -> tuple[Agent, Enviro
         rate = 1.0 if config.source_rate is None else config.source_rate
         discount = 0.9 if config.source_discount is None else config.source_discount
         constant = (config.q_epsilon, config.q_epsilon), (rate, rate)
-        how = dict(discount=discount, initial=config.q_initial, count_rewards=config.q_rewards)
-        return q_learning(env, *constant, **how), env
+        count = config.q_rewards
+        return q_learning(env, *constant, discount=discount, initial=config.q_initial, count_rewards=count), env
     if config.source == "expert":
         return oracle(env), revealed(env)
     if config.source == "noise_curriculum":
