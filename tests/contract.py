@@ -40,8 +40,8 @@ def running_means(h, reset):
 
 
 def filled(make):
-    """What `make()` would build, but with weights drawn in NumPy, which compiles nothing: none is zero, and those of one
-    name and shape are the same in every model."""
+    """What `make()` would build, but with weights drawn in NumPy, which compiles nothing: none is zero, and those of
+    one name and shape are the same in every model."""
 
     def draw(path, x):
         name = jax.tree_util.keystr(path)
