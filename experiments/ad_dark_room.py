@@ -1,6 +1,6 @@
 """AD in the dark room: a transformer that learns to look for a goal it cannot see (Laskin et al. 2022).
 
-make train EXPERIMENT=ad_dark_room                     18 minutes on two busy cores; from 0.8 to 13.8 of 16.4
+make train EXPERIMENT=ad_dark_room                     13 minutes on two cores; from 0.9 to 14.1 of 16.4
 make train EXPERIMENT=ad_dark_room PRESET=paper        the paper's sizes, for one GPU
 
 Histories are of Q-learning that begins by hoping for much, each stream with a table of its own, so that all it knows
