@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import _bandits as bandits
+from experiments import _distilled as distilled
 from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.methods.ad import ADConfig
@@ -75,14 +76,6 @@ PRESETS = {
 }
 
 
-def expert(config: Config) -> dict[str, MethodSpec]:
-    """ED: all as it is, but the histories are an expert's."""
-    if not config.control:
-        return {}
-    histories = dataclasses.replace(config.ad.histories, source="expert")
-    return {"ed": MethodSpec("icrl_jax.methods.ad:ad", dataclasses.replace(config.ad, histories=histories))}
-
-
 def findings(trained: Trained) -> Findings:
     """Online, beside the source, ED, Thompson sampling, the oracle and chance."""
     env, horizon = trained.env, trained.config.horizon
@@ -105,11 +98,12 @@ EXPERIMENT = Experiment(
     name="ad_bandit",
     presets=PRESETS,
     env=lambda config: EnvSpec("bernoulli_bandit", config.env_preset, {}),
-    method=lambda config: MethodSpec("icrl_jax.methods.ad:ad", config.ad),
+    method=lambda config: MethodSpec(distilled.METHOD, config.ad),
     metric=bandits.METRIC,
     score=bandits.score,
     findings=findings,
-    controls=expert,
+    controls=distilled.EXPERT,
+    notes=distilled.notes,
 )
 
 if __name__ == "__main__":
