@@ -38,7 +38,7 @@ CONFIGS = {
     "last": dataclasses.replace(BASE, sink="token", moe=dataclasses.replace(EXPERTS, expert_layers="last")),
 }
 every_model = pytest.mark.parametrize("name", CONFIGS)
-assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5))
+assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, atol=1e-5))
 
 
 @functools.cache
@@ -331,7 +331,7 @@ def test_remat_changes_neither_values_nor_gradients(expert_layers):
 
     models = [make_model("relative", remat=remat, **options) for remat in (False, True)]
     (found, dy), (found_again, dy_again) = (loss(model, used_carry(models[0])) for model in models)
-    assert_close(found_again, found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found_again, found)  # the sum of a thousand
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_again), jax.tree.leaves(dy))
 
 
