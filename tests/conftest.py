@@ -1,7 +1,7 @@
 """Strict JAX for every test: nothing broadcasts or changes its type silently.
 
 Most of what the tests take is compilation, so programs are optimised little here. To test them as users run them:
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_USE_SHARDY_PARTITIONER=1 XLA_FLAGS= make test
 """
 
 import collections
@@ -14,6 +14,8 @@ from pathlib import Path
 # Before JAX is imported, and for the processes that tests start. A third of the time that programs take to compile.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_USE_SHARDY_PARTITIONER", "0")  # passes that every program pays; `test_parallel` has them
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # what a program would tell of where it comes from
 
 import jax
 import pytest

@@ -78,7 +78,7 @@ np.savez(sys.argv[2], **test_parallel.numbers())
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     path = tmp_path_factory.mktemp("four") / "numbers.npz"
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "JAX_USE_SHARDY_PARTITIONER": "1"}
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
