@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measure import Row, faster, in_turn, milliseconds
+from icrl_jax.methods.supervised import gradient_of_rows
+from icrl_jax.models.cache import Memory
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.kinds import ModelConfig, make_model
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
+from icrl_jax.parallel import mean_over_rows, replicate, rows_sharding
 
 
 class Size(NamedTuple):
@@ -47,13 +50,14 @@ def models(size: Size, length: int) -> dict[str, ModelConfig]:
 
 def rows(quick: bool = False) -> Iterator[Row]:
     """Two rows per model and length, the comparison with a GRU, what a transformer's futures cost, and one very long
-    sequence."""
+    sequence, learned from and remembered."""
     size = QUICK if quick else Size()
     yield scan_row(size)
     yield from future_rows(size)
     for length in size.lengths:
         yield from length_rows(size, length)
     yield from long_rows(size)
+    yield from long_act_rows(size)
 
 
 def scan_row(size: Size) -> Row:
@@ -69,14 +73,14 @@ def scan_row(size: Size) -> Row:
 def length_rows(size: Size, length: int) -> Iterator[Row]:
     """Every model at one length: a token of training, and an act with so much context."""
     configs = models(size, length)
-    num_rows = max(1, size.tokens // length)
+    num_rows = jax.device_count() * max(1, size.tokens // (jax.device_count() * length))
     trained = {name: training(config, num_rows, length) for name, config in configs.items()}
     train = in_turn({name: run for name, (run, _) in trained.items()}, size.rounds)
     act = in_turn({name: acting(config, size.rows, size.acts) for name, config in configs.items()}, size.rounds)
     for name in configs:
         place = {"model": name, "length": length}
         token, mib = 1e6 * train[name] / (num_rows * length), trained[name][1] / 2**20
-        note, numbers = f"{num_rows} rows at once; {mib:,.0f} MiB beside weights and inputs", {"us_a_token": token}
+        note, numbers = f"{num_rows} rows; {mib:,.0f} MiB beside weights and inputs", {"us_a_token": token}
         what = f"training, {name}, length {length:,}"
         yield Row(what, f"{token:.3g} us a token", note=note, numbers={**place, **numbers, "mib": mib})
         step, note = 1e6 * act[name] / (size.acts * size.rows), f"{size.rows} rows at once"
@@ -100,6 +104,16 @@ def long_rows(size: Size) -> Iterator[Row]:
             numbers = {"sequence": length, "kind": name + side, "seconds": seconds[side], "mib": mib}
             what = f"training, {name}{side}, one sequence of {length:,}"
             yield Row(what, f"{seconds[side]:.3g} s", note=note, numbers=numbers)
+
+
+def long_act_rows(size: Size) -> Iterator[Row]:
+    """Steps of one row after a very long sequence, all of it in a transformer's ring, or in the state of S5."""
+    length, configs = size.long[0], models(size, size.long[0])
+    runs = {name: acting(configs[name], 1, size.acts) for name in ("transformer", "s5")}
+    for name, seconds in in_turn(runs, size.rounds).items():
+        step = seconds / size.acts
+        numbers = {"context": length, "kind": name, "seconds_a_step": step}
+        yield Row(f"acting, {name}, after {length:,}", milliseconds(step), note="a step of one row", numbers=numbers)
 
 
 def future_rows(size: Size) -> Iterator[Row]:
@@ -144,18 +158,29 @@ def follow(model: Any, carry: Any, x: jax.Array) -> jax.Array:
 
 
 def training(config: ModelConfig, num_rows: int, length: int) -> tuple[Callable[[], object], int]:
-    """A forward and backward pass, and the bytes that it needs."""
-    model = make_model(config, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (num_rows, length, config.width))
-    reset = jnp.zeros((num_rows, length), bool)  # attention would skip what lies before one
+    """The gradient of a batch as `supervised` takes it, and the bytes that this needs on all devices.
 
-    @jax.jit
-    def gradient(model, x, reset):
-        return jax.grad(lambda model: jnp.square(model(None, x, reset)[1]).mean())(model)
+    Its rows are spread over the devices, and go through each a group after another; a single row is on one device.
+    """
+    keys = jax.random.split(jax.random.key(1), num_rows)
+    x = jax.random.normal(jax.random.key(2), (num_rows, length, config.width))
+    batch = x, jnp.zeros((num_rows, length), bool)  # without resets: attention would skip what lies before one
 
-    compiled = gradient.lower(model, x, reset).compile()
+    def gradient(model, rows):
+        return gradient_of_rows(mean_square, model, *rows, length, config.least_rows(length))[0]
+
+    model, rows, devices = make_model(config, jax.random.key(0)), (batch, keys), 1
+    if num_rows > 1:
+        gradient, devices = mean_over_rows(gradient), jax.device_count()
+        model, rows = replicate(model), jax.device_put(rows, rows_sharding(0))
+    compiled = jax.jit(gradient).lower(model, rows).compile()
     memory: Any = compiled.memory_analysis()
-    return lambda: jax.block_until_ready(compiled(model, x, reset)), memory.temp_size_in_bytes
+    return lambda: jax.block_until_ready(compiled(model, rows)), devices * memory.temp_size_in_bytes
+
+
+def mean_square(model: Any, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, dict]:
+    """A loss, as `supervised` wants it."""
+    return jnp.square(model(None, *batch)[1]).mean(), {}
 
 
 def acting(config: ModelConfig, num_rows: int, num_steps: int) -> Callable[[], object]:
@@ -164,4 +189,7 @@ def acting(config: ModelConfig, num_rows: int, num_steps: int) -> Callable[[], o
     x = jax.random.normal(jax.random.key(1), (num_steps, num_rows, config.width))
     act = jax.jit(lambda model, carry, x: follow(model, carry, x)[-1])
     carry = model.init_carry(num_rows)
+    if isinstance(carry, Memory):
+        full = jnp.full(num_rows, config.context_len, jnp.int32)
+        carry = carry._replace(index=jnp.int32(config.context_len), length=full)
     return lambda: jax.block_until_ready(act(model, carry, x))

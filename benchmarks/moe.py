@@ -1,6 +1,7 @@
 """A mixture of experts against the dense feed-forward layer with the same active parameters."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ import jax
 
 from benchmarks.measure import Row, faster, in_turn, milliseconds
 from benchmarks.parts import both_ways
+from benchmarks.update import Size as Update
+from benchmarks.update import config as dpt_config
+from benchmarks.update import our_updates
 from icrl_jax.models.layers import Mlp
 from icrl_jax.models.moe import Dispatch, MoE, MoEConfig
 
@@ -20,14 +24,21 @@ class Size(NamedTuple):
     length: int = 128
     experts: int = 8
     rounds: int = 9
+    update: Update = Update(dpt_config(64, 3, 4, horizon=100, clip=1.0))
 
 
-QUICK = Size(8, 16, 4, 4, 1)
+QUICK = Size(8, 16, 4, 4, 1, Update(dpt_config(8, 1, 2, horizon=5, clip=1.0, batch_size=4), updates=2))
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
-    """Forward and backward with each dispatch. The aim is a cost of at most 1.6 dense layers on CPU, else 1.3."""
+    """Layers, then whole updates. The aim is a cost of at most 1.6 times what dense ones cost on CPU, else 1.3."""
     size = QUICK if quick else Size()
+    yield from layer_rows(size)
+    yield update_row(size)
+
+
+def layer_rows(size: Size) -> Iterator[Row]:
+    """Forward and backward with each dispatch, all tokens in one pass."""
     x = jax.random.normal(jax.random.key(0), (size.rows, size.length, size.width))
     sides = {"dense layer": Mlp(config(size, "auto"), jax.random.key(1))} | {
         dispatch: MoE(config(size, dispatch), jax.random.key(1)) for dispatch in ("auto", "sorted", "dense")
@@ -38,11 +49,29 @@ def rows(quick: bool = False) -> Iterator[Row]:
     note = (
         f"{size.experts} experts, top 2, {size.rows * size.length:,} tokens, width {size.width}, forward and backward"
     )
-    aim = 1 / (1.6 if jax.default_backend() == "cpu" else 1.3)
     for dispatch, ours in seconds.items():
         what = f"training, mixture of experts ({dispatch}) against the dense layer"
-        times = aim if dispatch == "auto" else None
+        times = aim() if dispatch == "auto" else None
         yield faster(what, milliseconds(ours), milliseconds(theirs), theirs / ours, times, note)
+
+
+def update_row(size: Size) -> Row:
+    """Updates of DPT as it is trained, with experts in every layer and without."""
+    dense = size.update.config
+    moe = MoEConfig(num_experts=size.experts, top_k=2)
+    experts = replace(dense, model=replace(dense.model, moe=moe))
+    sides = {name: size.update._replace(config=config) for name, config in (("experts", experts), ("dense", dense))}
+    seconds = in_turn({name: our_updates(side) for name, side in sides.items()}, size.rounds)
+    ours, theirs = (seconds[name] / size.update.updates for name in ("experts", "dense"))
+    model, what = dense.model, "update, mixture of experts against dense layers"
+    sizes = f"B={dense.batch_size} T={dense.horizon + 1} D={model.width} L={model.num_layers}"
+    note = f"{size.experts} experts, top 2, {sizes}"
+    return faster(what, milliseconds(ours), milliseconds(theirs), theirs / ours, aim(), note)
+
+
+def aim() -> float:
+    """How fast the mixture is to be, dense layers being 1."""
+    return 1 / (1.6 if jax.default_backend() == "cpu" else 1.3)
 
 
 def config(size: Size, dispatch: Dispatch) -> Any:

@@ -23,6 +23,9 @@ from icrl_jax.data.histories import Distilled, Form, Histories
 from icrl_jax.data.store import write_histories
 from icrl_jax.data.stored import open_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
+from icrl_jax.models.gru import GRUConfig
+from icrl_jax.models.moe import MoEConfig
+from icrl_jax.models.s5 import S5Config
 from icrl_jax.report import read_results
 from icrl_jax.run.experiment import main, make_plan, run
 from icrl_jax.run.folder import read_metrics
@@ -39,6 +42,21 @@ def test_presets_build(name):
         plan = make_plan(EXPERIMENTS[name], config)
         assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
         assert plan.method_spec.options.num_updates >= 750
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_takes_any_model_that_remembers_with_options_of_its_own(name):
+    def model(typed):
+        config = parse(name, EXPERIMENTS[name].presets, "", ["--model", *typed.split()])
+        return EXPERIMENTS[name].method(config).options.model
+
+    preset = EXPERIMENTS[name].method(EXPERIMENTS[name].presets["cpu"]).options.model
+    assert model("gru --cell lstm") == GRUConfig(preset.width, preset.num_layers, "lstm")
+    experts = MoEConfig(num_experts=3, expert_layers="last")
+    typed = "s5 --width 6 --kind s4d --state-size 4 --mlp-ratio 2 --num-experts 3 --expert-layers last"
+    assert model(typed) == S5Config(6, preset.num_layers, "s4d", 4, mlp_ratio=2, moe=experts)
+    with pytest.raises(OptionsError, match="model='mlp': must be one that remembers|must be below model.context_len=1"):
+        model("mlp")
 
 
 def test_offline_the_classics_follow_the_paper_or_its_code():

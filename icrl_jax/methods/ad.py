@@ -85,6 +85,7 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | Stored
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
     histories, horizon = config.histories, config.horizon
+    tokens_per_row = horizon * config.embedding.num_tokens
     build, feed, collect = None, None, partial(_collect, length=horizon)
     if isinstance(data, StoredHistories):
         data.check_env(env)
@@ -113,9 +114,9 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | Stored
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=config.horizon * config.embedding.num_tokens,
+        tokens_per_row=tokens_per_row,
         data=build,
-        least_rows=config.model.least_rows,
+        least_rows=config.model.least_rows(tokens_per_row),
         feed=feed,
     )
 

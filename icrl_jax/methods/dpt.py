@@ -101,7 +101,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
     """
     if not isinstance(env, Bandit):
         raise ValueError(f"env={env.name}: dpt is built for bandits, whose query observation never changes")
-    behaviour = make_behaviour(env, config)
+    behaviour, tokens_per_row = make_behaviour(env, config), config.horizon + 1
 
     def init_params(key: Array) -> Policy:
         return Policy(config.model, env.observation_space(), env.action_space(), key, TOKEN)
@@ -123,10 +123,10 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=config.horizon + 1,
+        tokens_per_row=tokens_per_row,
         data=partial(_dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
-        least_rows=config.model.least_rows,
+        least_rows=config.model.least_rows(tokens_per_row),
     )
 
 

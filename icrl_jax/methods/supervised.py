@@ -88,7 +88,7 @@ def supervised(
       tokens_per_row: inputs of the model in one row, by which rows are gathered so that they fit a core's cache.
       data: builds the large constant arrays that all seeds share; the same at every call.
       num_samples: how many samples the data holds; None where every row is drawn afresh.
-      least_rows: how many rows the model wants together, whatever the cache holds (`ModelConfig.least_rows`).
+      least_rows: how many rows the model wants together, whatever the cache holds (`least_rows` of its config).
       feed: in place of `data` and `num_samples`, reads on the host what each row is made from, and hands it to
         `collect` as its `data`; its reader is given the keys of rows, [U, B].
     Raises:
@@ -104,8 +104,7 @@ def supervised(
     def loss_of_rows(shared, rows_and_fed):
         (params, data), (rows, fed) = shared, rows_and_fed
         batch = jax.vmap(collect, in_axes=(None if feed is None else 0, 0))(data if feed is None else fed, rows)
-        size = rows_at_once(rows.index.shape[0], tokens_per_row, least_rows)
-        return _mean_over_groups(partial(_gradient, loss, params), (batch, rows.key), size)
+        return gradient_of_rows(loss, params, batch, rows.key, tokens_per_row, least_rows)
 
     loss_and_gradient = mean_over_rows(loss_of_rows)
 
@@ -169,6 +168,17 @@ def rows_at_once(num_rows: int, tokens_per_row: int, least_rows: int = 1) -> int
         return num_rows
     fits = lambda n: n <= least_rows or n * tokens_per_row <= TOKENS_IN_CACHE
     return max(n for n in range(1, num_rows + 1) if num_rows % n == 0 and fits(n))
+
+
+def gradient_of_rows(
+    loss: Callable, params: Tree, batch: Tree, keys: Array, tokens_per_row: int, least_rows: int = 1
+) -> tuple[Tree, dict]:
+    """The mean gradient over a device's rows [B, ...], a group of them after another, and the log.
+
+    What a loss says of all its rows together, as the balance of experts, it then says of each group.
+    """
+    size = rows_at_once(keys.shape[0], tokens_per_row, least_rows)
+    return _mean_over_groups(partial(_gradient, loss, params), (batch, keys), size)
 
 
 def _gradient(loss, params, batch_and_keys) -> tuple[Tree, dict]:

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 
 def block_rows(num_choices: int, num_experts: int) -> int:
     """R: enough for a product to run at full speed, and little beside what an expert gets."""
-    return min(256, max(8, 1 << (num_choices // (4 * num_experts)).bit_length()))
+    return min(256, max(8, 1 << (num_choices // (8 * num_experts)).bit_length()))
 
 
 def make_plan(expert_NJ: Array, num_experts: int, rows: int) -> Plan:

@@ -53,8 +53,7 @@ class GRUConfig:
     def context_len(self) -> None:
         """How many inputs an output sees: all since the last reset."""
 
-    @property
-    def least_rows(self) -> int:
+    def least_rows(self, tokens_per_row: int) -> int:
         """How many rows to train on at once: each step of the loop over time works on all, and costs little more."""
         return 32
 

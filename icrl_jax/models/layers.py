@@ -64,6 +64,7 @@ def check_choices(config: Any, **options: Any) -> None:
 def linear(x: Array, w: Array) -> Array:
     """`x @ w` over the last axis, in the dtype of `x`.
 
+    Products of bfloat16 are summed in float32, without being asked to: cuBLAS and the units of a TPU have no other way.
     The gradient of `w` is one tall product per call, written so that only `x` is transposed: left to itself, XLA on CPU
     fuses whatever produced the incoming gradient into a strided transpose of it, three times slower in all.
     """

@@ -56,9 +56,8 @@ class MLPConfig:
         """How many inputs an output sees: its own."""
         return 1
 
-    @property
-    def least_rows(self) -> int:
-        """How many rows to train on at once."""
+    def least_rows(self, tokens_per_row: int) -> int:
+        """How many rows to train on at once: one is enough."""
         return 1
 
     @property

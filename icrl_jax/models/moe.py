@@ -32,6 +32,9 @@ Dispatch = Literal["auto", "dense", "sorted"]
 Layers = Literal["all", "last"]
 Tree = TypeVar("Tree")
 
+TOKENS_TOGETHER = 4096
+"""In one pass on CPU, if a batch has so many."""
+
 
 @dataclass(frozen=True)
 class MoEConfig:
@@ -49,7 +52,8 @@ class MoEConfig:
         noise: whether the token gate adds noise of a learned size to its logits, where it is called with a key.
         load_test: which experts the load takes for chosen where there is noise: those whose noisy "logit" is among the
             largest, or, as T2MIR's code does, those whose "noise" alone would be.
-        balance_weight: of the load-balancing loss, which only token-wise experts have.
+        balance_weight: of the load-balancing loss, which only token-wise experts have. It is of the tokens of one pass:
+            a batch that goes through the model in groups is to be balanced in each of them.
         z_weight: of the router-z loss, which keeps the logits of all gates small.
         dispatch: "dense" runs all experts on all tokens, "sorted" each on its own; "auto" takes the cheaper.
     """
@@ -89,6 +93,10 @@ class MoEConfig:
     @property
     def has_experts(self) -> bool:
         return bool(self.num_experts or self.num_task_experts)
+
+    def least_rows(self, tokens_per_row: int) -> int:
+        """How many rows to train on at once, so that experts have enough tokens for their products to run well."""
+        return -(-TOKENS_TOGETHER // tokens_per_row) if self.has_experts else 1
 
 
 def feed_forward(config: Any, key: Array) -> "MoE | Mlp":

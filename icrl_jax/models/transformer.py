@@ -136,10 +136,9 @@ class TransformerConfig:
         """Whether positions are counted from where an episode starts, not from the last reset."""
         return self.positions == "episodes" or self.attend == "episode"
 
-    @property
-    def least_rows(self) -> int:
-        """How many rows to train on at once: one is enough."""
-        return 1
+    def least_rows(self, tokens_per_row: int) -> int:
+        """How many rows to train on at once: one is enough without experts."""
+        return self.moe.least_rows(tokens_per_row)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

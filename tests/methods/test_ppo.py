@@ -19,6 +19,7 @@ from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.mlp import MLPConfig
+from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import rollout, start
@@ -403,6 +404,7 @@ WRONG = [
     ({"value_weight": float("inf")}, "value_weight=inf must be finite and at least 0"),
     ({"clip_ratio": 0.0}, "clip_ratio=0.0 must be None or finite and above 0"),
     ({"returns": "life"}, "returns='life' must be one of episode, trial"),
+    ({"model": TransformerConfig(moe=MoEConfig(num_experts=3, noise=True))}, "noise=True must be False: PPO"),
 ]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import chex
@@ -8,8 +9,16 @@ import pytest
 import tiny
 
 from icrl_jax.core import SEED_AXES
+from icrl_jax.methods.ad import ADConfig, ad
 from icrl_jax.methods.dpt import dpt
+from icrl_jax.methods.sources import HistoriesConfig
 from icrl_jax.methods.supervised import OptimConfig, check_hparams, make_schedule, rows_at_once, supervised
+from icrl_jax.models import moe
+from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.gru import GRUConfig
+from icrl_jax.models.mlp import MLPConfig
+from icrl_jax.models.s5 import S5Config
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.train import Schedule, fit, train
 
 SEEN, BATCH = 7, 3  # samples, and how many a batch; the seventh of an epoch is left out
@@ -145,15 +154,21 @@ def adam_of(state):
 
 
 def test_the_gradient_over_groups_of_rows_is_that_of_the_whole_batch(monkeypatch):
-    """12 rows of 8 tokens: all at once, then 3 at a time."""
-    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=12))
+    """12 rows of 8 tokens: all at once, then 6 at a time, as experts want more tokens than the cache holds. Their
+    balance is left out, as that of a group is not that of the batch."""
+    sizes, mean_over_groups = [], supervised.__globals__["_mean_over_groups"]
+    spy = lambda function, rows, size: sizes.append(size) or mean_over_groups(function, rows, size)
+    monkeypatch.setitem(supervised.__globals__, "_mean_over_groups", spy)
+    model = dataclasses.replace(tiny.dpt_config().model, moe=moe.MoEConfig(num_experts=3, balance_weight=0.0))
+    config = tiny.dpt_config(batch_size=12, model=model)
+    method = dpt(tiny.BANDIT, config)
     state = jax.jit(method.init)(jax.random.key(0))
-    assert rows_at_once(12, 8) == 12
     expected, expected_log = jax.device_get(jax.jit(method.update)(state, jax.random.key(1)))
     monkeypatch.setitem(rows_at_once.__globals__, "TOKENS_IN_CACHE", 31)
-    assert rows_at_once(12, 8) == 3
-    method = dpt(tiny.BANDIT, tiny.dpt_config(batch_size=12))
+    monkeypatch.setattr(moe, "TOKENS_TOGETHER", 47)
+    method = dpt(tiny.BANDIT, config)
     after, log = jax.device_get(jax.jit(method.update)(state, jax.random.key(1)))
+    assert sizes == [12, 6]
     chex.assert_trees_all_close(log, expected_log, rtol=1e-5)
     for gradient, whole in zip(*(jax.tree.leaves(adam_of(s).mu) for s in (after, expected)), strict=True):
         np.testing.assert_allclose(gradient, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
@@ -166,6 +181,40 @@ def test_rows_are_gathered_by_what_a_core_caches_and_only_on_cpu(monkeypatch):
     assert [rows_at_once(64, 501, least_rows=least) for least in (3, 32, 99)] == [2, 32, 64]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert rows_at_once(64, 5000) == 64
+
+
+EXPERTS = {"moe": moe.MoEConfig(num_task_experts=3)}
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "rows"),
+    [
+        (TransformerConfig(), 101, 1),
+        (TransformerConfig(**EXPERTS), 101, 41),  # of at least 4,096 tokens
+        (TransformerConfig(**EXPERTS), 4096, 1),
+        (S5Config(), 101, 32),
+        (S5Config(mlp_ratio=2, **EXPERTS), 101, 41),
+        (S5Config(mlp_ratio=2, **EXPERTS), 1024, 32),
+        (GRUConfig(), 101, 32),
+        (MLPConfig(), 101, 1),
+    ],
+)
+def test_models_want_rows_together_for_their_loops_and_experts(model, tokens, rows):
+    assert model.least_rows(tokens) == rows
+    assert rows_at_once(64, 5000, rows) == {1: 1, 41: 32, 32: 32}[rows]
+    assert rows_at_once(31, 5000, rows) == (1 if rows == 1 else 31)  # it is prime
+
+
+def test_dpt_and_ad_ask_for_what_their_models_want(monkeypatch):
+    """Rows of 8 tokens, and of 3 for each of 7 steps."""
+    asked = []
+    for method in dpt, ad:
+        monkeypatch.setitem(method.__globals__, "supervised", lambda *args, **options: asked.append(options))
+    model = dataclasses.replace(tiny.dpt_config().model, context_len=21, **EXPERTS)
+    dpt(tiny.BANDIT, tiny.dpt_config(model=model))
+    histories = HistoriesConfig(source="ucb1", num_tasks=5, num_steps=7, num_streams=1)
+    ad(tiny.BANDIT, ADConfig(model, EmbeddingConfig(tokens="modality"), histories=histories, horizon=7))
+    assert [(options["tokens_per_row"], options["least_rows"]) for options in asked] == [(8, 512), (21, 196)]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,20 @@ def test_both_forms_equal_the_recurrence_in_float64(form):
     np.testing.assert_allclose(as_complex(states), by_hand(a, b, x, reset), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [recurrence._loop, recurrence._associative])
+def test_rounding_does_not_add_up_over_thousands_of_steps(form):
+    """Eigenvalues of HiPPO at the shortest and longest steps that are drawn, a reset on the way; 2,003 is prime."""
+    rng, steps = np.random.default_rng(7), np.array([0.001, 0.01, 0.1])
+    a = np.exp(hippo_normal(6)[0] * steps)
+    b, x = (rng.normal(size=(*shape, P)) + 1j * rng.normal(size=(*shape, P)) for shape in ((2003, 2), (2,)))
+    reset = np.zeros((2003, 2), bool)
+    reset[701, 0] = True
+    rounded = (as_complex(as_pair(z)) for z in (a, b, x))  # so that only what is computed differs
+    expected = by_hand(*rounded, reset)
+    states = as_complex(jax.jit(form)(as_pair(a), as_pair(b), as_pair(x), jnp.asarray(reset)))
+    np.testing.assert_allclose(states, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_both_forms_have_one_gradient(monkeypatch):
     """Those written by hand run the recurrence backwards; here they meet that which JAX derives from the loop."""
     a, b, x, reset = inputs(1)

@@ -16,11 +16,11 @@ SIZES = "--num-arms 3 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --h
 OPTIONS = [*SIZES.split(), *["--num-updates", "12", "--num-chunks", "6", "--num-seeds", "2"]]
 
 
-def findings(trained):
+def findings(trained, name="dpt"):
     score = jax.jit(EXPERIMENT.score(trained.env, trained.config, trained.config.eval_tasks))
     each = [jax.tree.map(lambda x, s=s: x[s], trained.params) for s in range(trained.config.num_seeds)]
     values = np.stack([score(trained.method.agent(params), jax.random.key(5)) for params in each])
-    agents = {"dpt": {EXPERIMENT.metric: dict(statistics.interval(values))}}
+    agents = {name: {EXPERIMENT.metric: dict(statistics.interval(values))}}
     return Findings(agents, {}, {}, [], None, {})
 
 
