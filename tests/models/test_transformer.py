@@ -31,11 +31,17 @@ CONFIGS = {
     "apart": dataclasses.replace(BASE, positions="learned", attend="episode", sink="token", remat=True),
     "k0v0": dataclasses.replace(BASE, positions="rotary", sink="k0v0"),
     "experts": dataclasses.replace(BASE, positions="rotary", moe=EXPERTS),
-    "hard": dataclasses.replace(BASE, attend="episode", sink="token", moe=HARD),
+    "hard": dataclasses.replace(BASE, positions="rotary", attend="episode", sink="token", moe=HARD),
     "hard-last": dataclasses.replace(
         BASE, remat=True, moe=dataclasses.replace(HARD, expert_layers="last", num_experts=5)
     ),
-    "last": dataclasses.replace(BASE, sink="token", moe=dataclasses.replace(EXPERTS, expert_layers="last")),
+    "last": dataclasses.replace(
+        BASE,
+        positions="relative",
+        attend="episode",
+        sink="token",
+        moe=dataclasses.replace(EXPERTS, expert_layers="last"),
+    ),
 }
 every_model = pytest.mark.parametrize("name", CONFIGS)
 assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, atol=1e-5))
