@@ -3,8 +3,7 @@
 The context is transitions of one task; the query is an observation, and the label `env.optimal_action` there. The
 paper puts the query first, so that each new one is a new sequence and acting reads the whole context at every step. Put
 last, the query looks back at a memory of transitions alone and is not remembered: acting reads each transition once,
-and one context is asked about T + 1 states, one after every prefix. (A model that remembers its queries, or reads them
-in one token with the newest transition, fails online: there each is where the last step led, in training hardly ever.)
+and one context is asked about T + 1 states, one after every prefix.
 """
 
 import dataclasses
