@@ -15,7 +15,7 @@ from icrl_jax.core import Agent, Array, Tree
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
-from icrl_jax.methods.sources import Distilled, HistoriesConfig, make_learner, predicted_bytes
+from icrl_jax.methods.sources import Distilled, HistoriesConfig, make_learner
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import Findings, Trained
 
@@ -202,11 +202,3 @@ def histories_figure(distilled: Distilled | None) -> list[tuple[str, Figure, str
         f"their mean; band: the middle 80 % of them; thin: {SHOWN_STREAMS} single ones."
     )
     return [("histories", figure, caption)]
-
-
-def memory_note(env: TaskFamily, histories: HistoriesConfig) -> str:
-    """What the histories will take, in a line."""
-    if histories.store is not None:
-        return f"histories: {histories.source}, streamed from {histories.store}"
-    size = predicted_bytes(env, histories)
-    return f"histories: {histories.source}, {size / 2**20:,.0f} MiB at their collection"

@@ -1,6 +1,6 @@
 """AD on bandits whose good arms are not those of training: UCB distilled, and an expert (Laskin et al. 2022).
 
-make train EXPERIMENT=ad_bandit                     UCB1's pulls in 10 arms, 100 of each task
+make train EXPERIMENT=ad_bandit                     regret 27.7, its source's 27.5, the expert's pupil's 62.7
 make train EXPERIMENT=ad_bandit PRESET=paper        the paper's sizes, for one GPU
 
 In 95 % of the training tasks the good arms are the odd ones, in 95 % of the test tasks the even ones. The paper does
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import _bandits as bandits
+from experiments import _distilled as distilled
 from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.methods.ad import ADConfig
@@ -75,14 +76,6 @@ PRESETS = {
 }
 
 
-def expert(config: Config) -> dict[str, MethodSpec]:
-    """ED: all as it is, but the histories are an expert's."""
-    if not config.control:
-        return {}
-    histories = dataclasses.replace(config.ad.histories, source="expert")
-    return {"ed": MethodSpec("icrl_jax.methods.ad:ad", dataclasses.replace(config.ad, histories=histories))}
-
-
 def findings(trained: Trained) -> Findings:
     """Online, beside the source, ED, Thompson sampling, the oracle and chance."""
     env, horizon = trained.env, trained.config.horizon
@@ -105,11 +98,12 @@ EXPERIMENT = Experiment(
     name="ad_bandit",
     presets=PRESETS,
     env=lambda config: EnvSpec("bernoulli_bandit", config.env_preset, {}),
-    method=lambda config: MethodSpec("icrl_jax.methods.ad:ad", config.ad),
+    method=lambda config: MethodSpec(distilled.METHOD, config.ad),
     metric=bandits.METRIC,
     score=bandits.score,
     findings=findings,
-    controls=expert,
+    controls=distilled.EXPERT,
+    notes=distilled.notes,
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """AD where the goal pays once: whoever has found it has to come back by heart (Laskin et al. 2022).
 
-make train EXPERIMENT=ad_dark_room_hard                     a room of 9 x 9 cells
+make train EXPERIMENT=ad_dark_room_hard                     a room of 9 x 9 cells; from 0.2 to 0.7 of 1
 make train EXPERIMENT=ad_dark_room_hard PRESET=paper        17 x 17 cells and the paper's sizes, for one GPU
 
 What is seen does not tell whether the goal has paid in this episode, so that the source counts it.

@@ -1,6 +1,6 @@
 """AD where a key has to be found before a door (Laskin et al. 2022): two things to remember, from any start.
 
-make train EXPERIMENT=ad_key_to_door                     a room of 5 x 5 cells, episodes of 20 steps
+make train EXPERIMENT=ad_key_to_door                     a room of 5 x 5 cells; from 0.4 to 1.8 of 2
 make train EXPERIMENT=ad_key_to_door PRESET=paper        9 x 9 cells, 50 steps and the paper's sizes, for one GPU
 
 What is seen does not tell whether the key is held, so that the source counts what an episode has paid.

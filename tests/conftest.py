@@ -20,6 +20,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import two_episodes`, from wherever pytest was started
 
+gc.set_threshold(100_000, 50, 100)  # traces are trees of small objects, few of which are ever garbage
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,5 +1,7 @@
 """What must hold of sequence models: two ways through them agree, gradients are slopes, and what gates go by."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,3 +37,16 @@ def running_means(h, reset):
         first = max(np.flatnonzero(reset[b, : t + 1]), default=0)
         means[b, t] = np.asarray(h[b, first : t + 1], np.float64).mean(axis=0)
     return jnp.asarray(means, jnp.float32)
+
+
+def filled(make):
+    """What `make()` would build, but with weights drawn in NumPy, which compiles nothing: none is zero, and those of
+    one name and shape are the same in every model."""
+
+    def draw(path, x):
+        name = jax.tree_util.keystr(path)
+        size = x.shape[-2] ** -0.5 if len(x.shape) > 1 else 0.1
+        drawn = ("scale" in name) + size * np.random.default_rng(zlib.crc32(name.encode())).normal(size=x.shape)
+        return jnp.asarray(drawn.astype(x.dtype))
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(make))

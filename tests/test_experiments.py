@@ -250,3 +250,15 @@ def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anyth
     config = dataclasses.replace(experiment.presets["cpu"], eval_episodes=21)
     with pytest.raises(OptionsError, match="tokens of eval_episodes=21=420 is more than context_len=400"):
         make_plan(experiment, config)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("dpt")])
+def test_a_control_has_histories_of_its_own_on_disk(name):
+    """Or it would be refused, as made with other options."""
+    experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]
+    on_disk = dataclasses.replace(config.ad, histories=dataclasses.replace(config.ad.histories, store="data/here"))
+    config = dataclasses.replace(config, ad=on_disk, control=True)
+    for who, spec in experiment.controls(config).items():
+        assert spec.options.histories.store == f"data/here-{who}"
+        assert spec.options.histories != dataclasses.replace(on_disk.histories, store=f"data/here-{who}")
+    assert experiment.controls(dataclasses.replace(config, control=False)) == {}

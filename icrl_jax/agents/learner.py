@@ -53,9 +53,12 @@ def _init(init, key: Array) -> Tree:
     return init()
 
 
+def unless_reset(init: Callable[[], Tree], learned: Tree, reset: Array) -> Tree:
+    """What was learned, or where a sequence starts `init()`. A table is large: it is only read whole where one does."""
+    return jax.lax.cond(any_of_batch(reset), lambda: select(reset, init(), learned), lambda: learned)
+
+
 def _act(init, learn, choose, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Tree, dict]:
-    learned, reset = learn(carry, timestep.prev), timestep.reset
-    # Resets are rare, and a table is large: only where one is, is it read and written whole.
-    carry = jax.lax.cond(any_of_batch(reset), lambda: select(reset, init(), learned), lambda: learned)
+    carry = unless_reset(init, learn(carry, timestep.prev), timestep.reset)
     action, info = choose(carry, key, timestep.obs)
     return carry, action, info

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from icrl_envs.task_family import any_of_batch
+from icrl_jax.agents.learner import unless_reset
 from icrl_jax.core import Agent, Array, TimeStep, Transition, Tree, partial, select
 
 
@@ -43,7 +44,7 @@ def _init(init, key: Array) -> Planned:
 def _act(init, learn, plan, choose, carry: Planned, key: Array, timestep: TimeStep) -> tuple[Planned, Tree, dict]:
     key_plan, key_choose = jax.random.split(key)
     prev = timestep.prev
-    carry = select(timestep.reset, init(), carry._replace(known=learn(carry.known, prev)))
+    carry = unless_reset(init, carry._replace(known=learn(carry.known, prev)), timestep.reset)
     starts = timestep.reset | prev.terminated | prev.truncated
 
     def anew():

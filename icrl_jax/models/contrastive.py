@@ -112,6 +112,8 @@ def contrastive_loss(z_query: Array, z_key: Array, w_XX: Array, task: Array | No
     """Symmetrical InfoNCE between the two halves of a batch: rows b and b + B/2 are of one task, all others are not.
 
     (CE(q1 W k2^T, diagonal) + CE(q2 W k1^T, diagonal)) / 2 for the halves 1 and 2; ln(B/2) where tasks look alike.
+    A pair is held against those of the same call: in a supervised method, whose batch goes through the loss in groups
+    and is divided among devices, `least_rows=batch_size` keeps a device's pairs together.
 
     Args:
         z_query: [B, X], `task_logits` of the gate.
@@ -120,10 +122,12 @@ def contrastive_loss(z_query: Array, z_key: Array, w_XX: Array, task: Array | No
         task: int [B/2]: which task each pair is of, where one may come twice; None says that none does.
 
     Raises:
-        ValueError: an odd number of rows.
+        ValueError: an odd number of rows, or a single pair, which nothing could be told from.
     """
     if z_query.shape[0] % 2:
         raise ValueError(f"z_query has {z_query.shape[0]} rows; must be even, one half paired with the other")
+    if z_query.shape[0] < 4:
+        raise ValueError(f"z_query has {z_query.shape[0]} rows; must be at least 4, two pairs; raise least_rows")
     q1, q2 = jnp.split(z_query, 2)
     k1, k2 = jnp.split(lax.stop_gradient(z_key), 2)
     pairs = q1.shape[0]

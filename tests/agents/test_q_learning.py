@@ -80,9 +80,9 @@ def test_rewards_that_are_counted_are_a_part_of_the_state(getkey):
         as_learner(agent, room, N, 5, shared=True)
 
 
-def decide(agent, env, values, count, obs, key, num=2003):
+def decide(agent, env, values, count, obs, key, num=2003, rewards=0):
     """Many decisions at one state."""
-    table = QTable(jnp.asarray(values, jnp.float32), jnp.int32(count), jnp.int32(0))
+    table = QTable(jnp.asarray(values, jnp.float32), jnp.int32(count), jnp.int32(rewards))
     no = jnp.zeros((), bool)
     blank = Transition(jnp.zeros_like(obs), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros_like(obs), no, no)
     act = lambda key: agent.act(table, key, TimeStep(obs, blank, no))[1]
@@ -95,6 +95,14 @@ def test_ties_are_broken_at_random_and_only_ties(getkey):
     values[5] = [1, 3, 2, 3, 3]
     obs = jnp.array([1, 2])
     np.testing.assert_allclose(decide(agent, ROOM, values, 1, obs, getkey()), np.array([0, 1, 0, 1, 1]) / 3, atol=0.04)
+
+
+@pytest.mark.parametrize("rewards", [0, 1, 2])
+def test_it_goes_by_what_it_learned_after_so_many_rewards(rewards, getkey):
+    agent = q_learning(MDP, epsilon=(0.0, 0.0), learning_rate=(0.0, 0.0), count_rewards=2)
+    values = np.repeat(np.eye(3)[[1, 2, 0]], 5, axis=0)  # after 0, 1 and 2
+    shares = decide(agent, MDP, values, 1, jnp.int32(3), getkey(), num=11, rewards=rewards)
+    np.testing.assert_array_equal(shares, values[5 * rewards])
 
 
 @pytest.mark.parametrize("count, epsilon", [(0, 0.8), (12, 0.5), (24, 0.2), (1000, 0.2)])

@@ -78,6 +78,11 @@ def test_contrastive_loss_leaves_out_pairs_of_the_same_task():
     np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
+def test_a_single_pair_is_refused():
+    with pytest.raises(ValueError, match="z_query has 2 rows; must be at least 4, two pairs"):
+        contrastive_loss(jnp.ones((2, X)), jnp.ones((2, X)), jnp.eye(X))
+
+
 def test_key_gates_follow_a_part_of_the_way():
     """From where they were, and the matrices stay."""
     old, new = make_gate(0), make_gate(9)

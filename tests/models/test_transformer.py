@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import assert_gradient_is_slope, running_means
+from contract import assert_gradient_is_slope, filled, running_means
 from flax import nnx
 
 from icrl_jax.models.layers import layer_norm, linear
@@ -43,9 +43,7 @@ assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, atol=1e
 
 @functools.cache
 def make_model(name, **options):
-    """No parameter is zero, not even of those that are at first."""
-    model = new_model(dataclasses.replace(CONFIGS[name], **options), jax.random.key(0))
-    return jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(0).normal(size=p.shape).astype(p.dtype), model)
+    return filled(lambda: Transformer(dataclasses.replace(CONFIGS[name], **options), jax.random.key(0)))
 
 
 def make_inputs(T=T, seed=1, batch=B):
@@ -333,7 +331,7 @@ def test_remat_changes_neither_values_nor_gradients(expert_layers):
 
     models = [make_model("relative", remat=remat, **options) for remat in (False, True)]
     (found, dy), (found_again, dy_again) = (loss(model, used_carry(models[0])) for model in models)
-    assert_close(found_again, found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found_again, found)  # the sum of a thousand
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), jax.tree.leaves(dy_again), jax.tree.leaves(dy))
 
 

@@ -31,12 +31,11 @@ def run(*options, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [0, 2])
-def test_a_resumed_run_shows_every_step_once_and_in_order(chunk, whole, tmp_path):
+def test_a_resumed_run_shows_every_step_once_and_in_order(whole, tmp_path):
     run_dir = tmp_path / "dpt_bandit" / whole.name
     shutil.copytree(whole, run_dir)
     for step in checkpoint.list_steps(run_dir / "checkpoints"):
-        if step > chunk:
+        if step > 2:
             shutil.rmtree(run_dir / "checkpoints" / str(step))
     run("--resume", str(run_dir), "--tensorboard", folder=tmp_path)
     for seed in (0, 1):
