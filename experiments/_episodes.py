@@ -44,6 +44,11 @@ def score(env: TaskFamily, config: Any, num_tasks: int, metric: str = METRIC) ->
     if isinstance(model, TransformerConfig):
         episodes = 1 if model.counts_episodes else config.eval_episodes
         model.check_horizon(episodes * tokens, f"tokens of eval_episodes={config.eval_episodes}")
+    return watched(env, config, num_tasks, metric)
+
+
+def watched(env: TaskFamily, config: Any, num_tasks: int, metric: str = METRIC) -> Callable[[Agent, Array], Array]:
+    """`score`, for models that can number any inputs."""
 
     def found(agent: Agent, key: Array) -> Array:
         split = "train" if env.tasks is not None else "test"
@@ -140,20 +145,33 @@ def findings(
         oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
         curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
+    longest = max(x.shape[-1] for x in curves.values())
+    more = f" The source learns from scratch for {longest} episodes." if "source" in curves else ""
+    found = online_findings(trained, name, curves, metric, reference, more)
+    return found._replace(figures=[found.figures[0], *histories_figure(trained.data), *found.figures[1:]])
+
+
+def online_findings(
+    trained: Trained, name: str, curves: Mapping[str, np.ndarray], metric: str, reference: str, more: str = ""
+) -> Findings:
+    """What the returns of each episode, [S, B, E] of each agent, say.
+
+    Args:
+      name: the agent that was trained.
+      more: to be said of them.
+    """
+    env = trained.env
     drawn = {who: statistics.curve(x) for who, x in curves.items()}
     updates = [row["update"] for row in trained.metrics]
     loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{metric}"))
     watched_label = f"{metric.replace('_', ' ')} on {'training' if env.tasks is not None else 'validation'} tasks"
-    longest = max(x.shape[-1] for x in curves.values())
     figures = [
         (
             "returns",
             report.curve_figure(drawn, "episode", "return", log=False),
             f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
-            f"first; no weight changes."
-            + (f" The source learns from scratch for {longest} episodes." if "source" in curves else ""),
+            f"first; no weight changes.{more}",
         ),
-        *histories_figure(trained.data),
         (
             "loss",
             report.loss_figure(updates, loss, heldout=(updates, watched), heldout_label=watched_label, agent=name),

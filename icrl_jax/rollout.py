@@ -199,6 +199,11 @@ def _next_trial(env, state: RolloutState, record: Record, key, next_task, trial:
 
 def _first_timestep(env: Environment, env_params: Any, obs: Tree) -> TimeStep:
     """The input that starts a sequence: nothing came before it."""
+    return TimeStep(obs, no_transition(env, env_params), jnp.ones((), bool))
+
+
+def no_transition(env: Environment, env_params: Any) -> Transition:
+    """Zeros in the place of a transition: what `prev` is where nothing came before."""
 
     def shapes(key):
         obs, env_state = env.reset(key, env_params)
@@ -206,5 +211,4 @@ def _first_timestep(env: Environment, env_params: Any, obs: Tree) -> TimeStep:
         _, _, feedback, terminated, truncated, info = env.step(key, env_state, action, env_params)
         return plain(Transition(obs, action, feedback, info["final_observation"], terminated, truncated))
 
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(shapes, jax.random.key(0)))
-    return TimeStep(obs, blank, jnp.ones((), bool))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(shapes, jax.random.key(0)))

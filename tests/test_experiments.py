@@ -73,7 +73,7 @@ def test_offline_the_classics_follow_the_paper_or_its_code():
             assert lost[0, -1] == 2 - best
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("dpt")])
+@pytest.mark.parametrize("name", ["dpt_bandit", "dpt_linear_bandit"])
 def test_tasks_to_choose_by_are_not_those_of_the_final_tables(name):
     """Random arms cost something else in each task, and the key says which arms."""
     experiment, config, key = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"], jax.random.key(0)
@@ -95,6 +95,26 @@ def test_linear_bandit_runs_a_few_steps(tmp_path):
     assert {"dpt", "linucb", "thompson_linear", "source", "random", "oracle"} == set(results["agents"])
     assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0
     assert results["env_steps"] == 6 * 4 * 7
+
+
+@pytest.mark.parametrize("query", ["first", "last"])
+def test_dpt_dark_room_runs_a_few_steps(tmp_path, query):
+    experiment = EXPERIMENTS["dpt_dark_room"]
+    sizes = (
+        "--size 3 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 "
+        "--eval-tasks 6 --eval-episodes 3 --num-updates 4 --num-chunks 2"
+    )
+    argv = [*sizes.split(), "--query", query, "--update", "episode", "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"dpt", "posterior", "random", "oracle"} == set(results["agents"])
+    assert results["agents"]["dpt"]["final_return"]["n"] == 2 and len(results["curves"]["dpt"]["return"]) == 3
+    best = results["agents"]["oracle"]["final_return"]["mean"]
+    assert results["agents"]["random"]["final_return"]["mean"] < best
+    for condition in ("offline_random", "offline_expert"):
+        offline = {who: found["offline_return"]["mean"] for who, found in results["conditions"][condition].items()}
+        assert set(offline) == {"dpt", "posterior"} and offline["posterior"] <= best
+    assert offline["posterior"] == best  # who saw an expert's episode knows the goal
+    assert results["env_steps"] == 4 * 4 * 7
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +230,7 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert refused.value.code == 2
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
-        "ad_key_to_door, dpt_bandit, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
+        "ad_key_to_door, dpt_bandit, dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
     )
 
 

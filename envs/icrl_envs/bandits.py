@@ -86,6 +86,10 @@ class Bandit(TaskFamily):
         """Starts the one episode."""
         return self.observe(params), EnvState(time=jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
 
+    def reset_anywhere(self, key, params):
+        """There is one state."""
+        return self.reset_env(key, params)
+
     def is_truncated(self, state, params):
         """Never: the horizon of a bandit is the number of steps of the rollout."""
         return jnp.zeros((), bool)

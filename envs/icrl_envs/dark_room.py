@@ -18,6 +18,7 @@ from icrl_envs.grid import (
     require_one_of,
     same,
     steps_to,
+    uniform_index,
     unpermuted,
 )
 
@@ -123,6 +124,11 @@ class DarkRoom(Grid):
     def start_state(self, cell):
         """Nothing found yet: a goal under the start pays after the first step that ends there."""
         return DarkRoomState(time=jnp.zeros((), jnp.int32), cell=cell, found=jnp.zeros((), bool))  # type: ignore[arg-type]
+
+    def reset_anywhere(self, key, params):
+        """Starts an episode in a uniform cell."""
+        state = self.start_state(self.cell(uniform_index(key, self.size**2)))
+        return self.observe(key, state, None, params), state
 
     def next_state(self, state, action, params):
         """Moves, then looks whether the cell is the goal."""

@@ -131,6 +131,11 @@ class TabularMDP(TaskFamily):
         at = _draw(key, params.start)
         return at, TabularMDPState(time=jnp.zeros((), jnp.int32), at=at)  # type: ignore[arg-type]
 
+    def reset_anywhere(self, key, params):
+        """Draws the first state uniformly."""
+        at = jax.random.randint(key, (), 0, self.num_states)
+        return at, TabularMDPState(time=jnp.zeros((), jnp.int32), at=at)  # type: ignore[arg-type]
+
     def expected_reward(self, state: TabularMDPState, action: Any, params: TabularMDPParams) -> jax.Array:
         """Mean reward of an action here, float32 []."""
         return params.reward_means[state.at, self._clipped(action)]

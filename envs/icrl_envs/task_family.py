@@ -28,6 +28,7 @@ class TaskFamily(Environment):
       of the episode, at most 0;
     - `optimal_return(params) -> float32 []`: the best expected return of one episode;
     - `tasks(split)`: all tasks stacked, where they can be listed;
+    - `reset_anywhere(key, params) -> obs, state`: as `reset_env`, but anywhere, each place as likely;
     - `render(state, params) -> uint8 [height, width, 3]`: a picture of the state, hidden things included.
     """
 
@@ -42,6 +43,7 @@ class TaskFamily(Environment):
     optimal_advantage: Any = None
     optimal_return: Any = None
     tasks: Any = None
+    reset_anywhere: Any = None
     render: Any = None
 
     episodic: Any = True

@@ -1,5 +1,6 @@
 """Classical agents: the references that trained ones are compared with, and the sources they learn from."""
 
+from icrl_jax.agents.between_episodes import between_episodes
 from icrl_jax.agents.index import empirical_mean, lcb, ucb, ucb1
 from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
@@ -9,6 +10,7 @@ from icrl_jax.agents.posterior import posterior
 from icrl_jax.agents.prompted import prompted, trained
 from icrl_jax.agents.psrl import psrl
 from icrl_jax.agents.q_learning import q_learning
+from icrl_jax.agents.rereading import rereading
 from icrl_jax.agents.sources import as_learner
 from icrl_jax.agents.thompson import thompson_beta, thompson_gaussian
 from icrl_jax.agents.ucbvi import ucbvi
@@ -16,6 +18,7 @@ from icrl_jax.agents.uniform import uniform
 
 __all__ = [
     "as_learner",
+    "between_episodes",
     "empirical_mean",
     "lcb",
     "learner",
@@ -26,6 +29,7 @@ __all__ = [
     "prompted",
     "psrl",
     "q_learning",
+    "rereading",
     "thompson_beta",
     "thompson_gaussian",
     "thompson_linear",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Tree
-from icrl_jax.models.heads import Categorical
+from icrl_jax.models.heads import Categorical, Prediction
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
 
@@ -56,18 +56,18 @@ def _init(policy, key: Array) -> Tree:
 
 def _act_sampled(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
     carry, prediction = step_one(policy, carry, timestep)
-    return _decide(carry, prediction, prediction.sample(key))
+    return decide(carry, prediction, prediction.sample(key))
 
 
 def _act_tempered(policy, temperature: Array, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
     carry, prediction = step_one(policy, carry, timestep)
     prediction = prediction.tempered(temperature)
-    return _decide(carry, prediction, prediction.sample(key))
+    return decide(carry, prediction, prediction.sample(key))
 
 
 def _act_greedy(policy, carry: Tree, key: Array, timestep: TimeStep) -> tuple[Tree, Array, dict]:
     carry, prediction = step_one(policy, carry, timestep)
-    return _decide(carry, prediction, prediction.mode())
+    return decide(carry, prediction, prediction.mode())
 
 
 def empty_memory(body: Tree) -> Tree:
@@ -96,6 +96,7 @@ def _one(carry: Tree) -> Tree:
     return jax.tree.map(lambda x: x[0] if x.ndim else x, carry)
 
 
-def _decide(carry, prediction, choice):
+def decide(carry: Tree, prediction: Prediction, choice: Array) -> tuple[Tree, Array, dict]:
+    """The return of `act`, of what was chosen."""
     probs = {"probs": prediction.probs} if isinstance(prediction, Categorical) else {}
     return carry, prediction.decode(choice), {"log_prob": prediction.log_prob(choice), **probs}

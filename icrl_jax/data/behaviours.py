@@ -23,6 +23,26 @@ def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -
     return Agent(init, partial(_act, partial(env.optimal_action), jnp.asarray(expert)))
 
 
+def labelled(agent: Agent, env: TaskFamily) -> Agent:
+    """The same agent, with the best action where it acts in its `info`, as `target_action`."""
+    return Agent(agent.init, partial(_act_labelled, agent, partial(env.optimal_action)))
+
+
+def unrevealed(agent: Agent) -> Agent:
+    """The same agent in `revealed(env)`, blind to what that shows."""
+    return Agent(agent.init, partial(_act_unrevealed, agent))
+
+
+def _act_unrevealed(agent: Agent, carry: Tree, key: Array, timestep: TimeStep):
+    return agent.act(carry, key, timestep._replace(obs=timestep.obs.obs))
+
+
+def _act_labelled(agent: Agent, optimal_action, carry: Tree, key: Array, timestep: TimeStep):
+    carry, action, info = agent.act(carry, key, timestep)
+    best = optimal_action(timestep.obs.state, timestep.obs.params)
+    return carry, action, {**info, "target_action": best}
+
+
 def _init(rates: Array, omegas: Array, key: Array) -> Tree:
     key_p1, key_p2, key_omega = jax.random.split(key, 3)
     log_p1 = jnp.log(jax.random.exponential(key_p1, rates.shape))  # normalised exponentials are Dirichlet(1, ..., 1)

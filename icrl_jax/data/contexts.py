@@ -1,8 +1,11 @@
 """What a sequence model reads: a context turned into the inputs an agent would have met."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from icrl_envs import TaskFamily
 from icrl_jax.core import Array, TimeStep, Transition, Tree
 
 
@@ -16,6 +19,29 @@ def as_timesteps(context: Transition, query_obs: Tree) -> TimeStep:
     prev = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), blank, context)
     obs = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), query_obs, context.next_obs)
     return TimeStep(obs, prev, jnp.zeros(prev.feedback.shape[0], bool).at[0].set(True))
+
+
+def asked(context: Transition, query_obs: Tree) -> TimeStep:
+    """A query [T + 1, ...] of its own after every prefix of a context [T, ...]: T + 1 inputs.
+
+    Input t shows query t and, as `prev`, transition t - 1. Where all queries are alike and the context shows nothing
+    else, these are the inputs of `as_timesteps`.
+    """
+    first = jax.tree.map(lambda x: x[0], query_obs)
+    return as_timesteps(context, first)._replace(obs=query_obs)
+
+
+def scattered(env: TaskFamily, env_params: Any, key: Array, num: int) -> Transition:
+    """Separate transitions [num, ...], state and action drawn anew for each (Lee et al. 2023, DPT's dark room)."""
+
+    def one(key):
+        key_state, key_action, key_step = jax.random.split(key, 3)
+        obs, state = env.reset_anywhere(key_state, env_params)
+        action = env.action_space(env_params).sample(key_action)
+        next_obs, _, reward, terminated, _ = env.step_env(key_step, state, action, env_params)
+        return Transition(obs, action, reward, next_obs, terminated, jnp.zeros((), bool))
+
+    return jax.vmap(one)(jax.random.split(key, num))
 
 
 def shuffled(context: Transition, key: Array) -> Transition:

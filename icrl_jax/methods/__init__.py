@@ -2,6 +2,7 @@
 
 from icrl_jax.methods.ad import ADConfig, ad
 from icrl_jax.methods.dpt import DPTConfig, dpt
+from icrl_jax.methods.dpt_mdp import DPTMDPConfig, dpt_mdp
 from icrl_jax.methods.ppo import PPOConfig, a2c, ppo, ppo_learner
 from icrl_jax.methods.sac import SACConfig, sac_learner
 from icrl_jax.methods.supervised import OptimConfig, supervised
@@ -9,12 +10,14 @@ from icrl_jax.methods.supervised import OptimConfig, supervised
 __all__ = [
     "ADConfig",
     "DPTConfig",
+    "DPTMDPConfig",
     "OptimConfig",
     "PPOConfig",
     "SACConfig",
     "a2c",
     "ad",
     "dpt",
+    "dpt_mdp",
     "ppo",
     "ppo_learner",
     "sac_learner",

@@ -9,7 +9,7 @@ argmax.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from icrl_envs import revealed
 from icrl_envs.bandits import Bandit
 from icrl_jax.agents import thompson_gaussian, trained
-from icrl_jax.core import Agent, Array, Method, Transition, Tree
+from icrl_jax.core import Agent, Array, Method, TimeStep, Transition, Tree
 from icrl_jax.data.behaviours import mixture
 from icrl_jax.data.contexts import as_timesteps, shuffled
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
@@ -51,24 +51,12 @@ class DPTConfig:
     """Counts the loss before any transition was seen (the paper leaves it out), which teaches the prior."""
 
     def __post_init__(self):
-        for name, low in (("num_updates", 1), ("batch_size", 1), ("horizon", 1), ("num_tasks", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name}={value!r}: must be at least {low}")
+        check_sizes(self)
         if self.behaviour not in ("mixture", "expert_mixture", "thompson"):
             raise ValueError(f"behaviour={self.behaviour!r}: must be 'mixture', 'expert_mixture' or 'thompson'")
         if self.shuffle and (self.behaviour == "thompson" or self.num_tasks is None):
             why = "whose actions adapt to the context" if self.num_tasks else "whose contexts are used only once"
             raise ValueError(f"shuffle=True: must be False with {self._source()}, {why}")
-        context_len = self.model.context_len
-        if context_len is not None and self.horizon >= context_len:
-            raise ValueError(
-                f"horizon={self.horizon}: must be below model.context_len={context_len}, "
-                "so that the query and every transition stay in sight"
-            )
-
-        if isinstance(self.model, TransformerConfig):
-            self.model.check_horizon(self.horizon + 1, "horizon + 1")
 
     def env_steps(self, env: Bandit, num_seeds: int) -> int:
         """Steps that are taken to make the contexts; fixed ones are made once."""
@@ -76,6 +64,26 @@ class DPTConfig:
 
     def _source(self) -> str:
         return f"behaviour={self.behaviour!r}" if self.num_tasks else "num_tasks=None"
+
+
+def check_sizes(config: Any) -> None:
+    """Refuses counts below 1, and contexts that the model cannot see the whole of.
+
+    Raises:
+      ValueError: one of these.
+    """
+    for name in ("num_updates", "batch_size", "horizon", "num_tasks"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value!r}: must be at least 1")
+    context_len = config.model.context_len
+    if context_len is not None and config.horizon >= context_len:
+        raise ValueError(
+            f"horizon={config.horizon}: must be below model.context_len={context_len}, "
+            "so that the query and every transition stay in sight"
+        )
+    if isinstance(config.model, TransformerConfig):
+        config.model.check_horizon(config.horizon + 1, "horizon + 1")
 
 
 TOKEN = EmbeddingConfig(inputs=("origin", "action", "next_obs", "feedback"))
@@ -95,6 +103,8 @@ class Example(NamedTuple):
 
 def dpt(env: Bandit, config: DPTConfig) -> Method:
     """DPT on tasks whose observation is constant (bandits): the query comes first, and the cache stays valid.
+
+    `dpt_mdp` is for all others.
 
     Raises:
       ValueError: an environment of another kind.
@@ -124,13 +134,14 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.num_updates,
         config.batch_size,
         tokens_per_row=tokens_per_row,
-        data=partial(_dataset, draw, config.num_tasks) if config.num_tasks else None,
+        data=partial(dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
         least_rows=config.model.least_rows(tokens_per_row),
     )
 
 
-def _dataset(draw: Callable[[Array], Example], num_tasks: int) -> Example:
+def dataset(draw: Callable[[Array], Example], num_tasks: int) -> Example:
+    """The fixed samples, [num_tasks, ...]."""
     return jax.lax.map(draw, jax.random.split(jax.random.key(DATA_SEED), num_tasks), batch_size=1024)
 
 
@@ -158,7 +169,15 @@ def prefix_loss(policy: Policy, batch: Example, key: Array, train_empty: bool = 
     The paper sums from one transition on (j = 1 ..= n); with `train_empty` the empty prefix counts too.
     """
     inputs = jax.vmap(as_timesteps)(batch.context, batch.query_obs)
+    target_BT = jnp.broadcast_to(batch.target_action[:, None], inputs.reset.shape)
+    return label_loss(policy, inputs, target_BT, key, train_empty)
+
+
+def label_loss(
+    policy: Policy, inputs: TimeStep, target_BT: Array, key: Array, train_empty: bool = True
+) -> tuple[Array, dict]:
+    """Cross-entropy of one label at each of the inputs [B, T], the first of which shows no transition."""
     _, prediction, aux = policy(None, inputs, key)
-    losses_BT = -prediction.log_prob(jnp.broadcast_to(batch.target_action[:, None], inputs.reset.shape))
+    losses_BT = -prediction.log_prob(target_BT)
     loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean()
     return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}

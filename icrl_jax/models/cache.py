@@ -46,7 +46,7 @@ class Slots(NamedTuple):
     index: Array  # int32 []: inputs before it
     slot: Array  # int32 []: it is written to
     ages: tuple[Array, ...]  # int32 [C] of each cache: how many inputs ago a slot was written
-    visible: tuple[Array, ...]  # bool [B, C] of each cache
+    visible: tuple[Array, ...]  # bool [B, C] of each cache, or [B, N, C] where candidates differ in it
 
 
 def next_slots(carry: Memory | Branches) -> Slots:

@@ -23,7 +23,7 @@ from icrl_jax.core import Array, TimeStep, Tree
 from icrl_jax.models.layers import check_choices, fan_in, linear
 
 Input = Literal["obs", "origin", "action", "feedback", "done", "next_obs"]
-Tokens = Literal["transition", "modality"]
+Tokens = Literal["transition", "modality", "query"]
 Integers = Literal["numbers", "tables"]
 
 
@@ -33,7 +33,8 @@ class EmbeddingConfig:
 
     Attributes:
         tokens: "transition" joins all inputs of a step in one token; "modality" makes one token of each, in the order
-            of `inputs`, the last being where the model answers (Laskin et al. 2022, AD).
+            of `inputs`, the last being where the model answers (Laskin et al. 2022, AD); "query" makes one of "obs",
+            which is asked about and not remembered, beside one of all the others.
         inputs: "obs", the current observation; "origin", the one that the last action was taken in, or, where a
             sequence starts, the current one in its place (Lee et al. 2023, DPT's query); "action", "feedback" and
             "next_obs" of the last transition; "done", whether it ended the episode.
@@ -54,6 +55,8 @@ class EmbeddingConfig:
         allowed = get_args(Input)
         if not self.inputs or len(set(self.inputs)) < len(self.inputs) or not set(self.inputs) <= set(allowed):
             raise ValueError(f"inputs={self.inputs!r} must be one or more of {', '.join(allowed)}, each at most once")
+        if self.tokens == "query" and ("obs" not in self.inputs or len(self.inputs) < 2):
+            raise ValueError(f'inputs={self.inputs!r} must have "obs" and others with tokens="query"')
         if not isinstance(self.hidden, int) or self.hidden < 0:
             raise ValueError(f"hidden={self.hidden!r} must be 0 or a positive integer")
         if not self.image_channels or any(not isinstance(c, int) or c < 1 for c in self.image_channels):
@@ -61,8 +64,17 @@ class EmbeddingConfig:
 
     @property
     def num_tokens(self) -> int:
-        """N, tokens that a step takes; a model's `context_len` and positions count tokens."""
-        return 1 if self.tokens == "transition" else len(self.inputs)
+        """Tokens of a step that are remembered; a model's `context_len` and positions count them."""
+        return 1 if self.tokens == "query" else len(self.groups)
+
+    @property
+    def groups(self) -> tuple[tuple[Input, ...], ...]:
+        """The inputs of each token."""
+        if self.tokens == "transition":
+            return (self.inputs,)
+        if self.tokens == "modality":
+            return tuple((name,) for name in self.inputs)
+        return tuple(name for name in self.inputs if name != "obs"), ("obs",)
 
 
 class Part(NamedTuple):
@@ -192,7 +204,7 @@ class Embedding(nnx.Module):
     """Time steps to tokens; `make_embedding` builds one. What came before a reset counts as zeros.
 
     A token is a projection of its inputs, joined. A constant 1 is joined to them where there is a hidden layer, as its
-    bias, and where each modality has its own token, so that its kind shows also where the input is zero.
+    bias, and where a step has several tokens, so that the kind of each shows also where the input is zero.
     """
 
     def __init__(
@@ -204,10 +216,9 @@ class Embedding(nnx.Module):
         key: Array,
     ):
         self.obs_parts, self.action_parts = obs_parts, action_parts
-        by_modality = config.tokens == "modality"
-        self.groups = tuple((name,) for name in config.inputs) if by_modality else (config.inputs,)
-        self.has_constant = by_modality or config.hidden > 0
-        self.num_tokens = len(self.groups)
+        self.groups = config.groups
+        self.has_constant = config.tokens != "transition" or config.hidden > 0
+        self.num_tokens = config.num_tokens
 
         # Shared by all that is an observation: what a picture shows does not depend on when it was seen.
         is_seen = not {"obs", "origin", "next_obs"}.isdisjoint(config.inputs)
@@ -218,7 +229,7 @@ class Embedding(nnx.Module):
         )
         self.tokens = nnx.List(
             Projection(self._size(group, width), width, config.hidden, k)
-            for group, k in zip(self.groups, keys_for(key_tokens, self.num_tokens), strict=True)
+            for group, k in zip(self.groups, keys_for(key_tokens, len(self.groups)), strict=True)
         )
 
     def __call__(self, timestep: TimeStep) -> Array:

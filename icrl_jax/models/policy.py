@@ -10,6 +10,7 @@ from icrl_jax.models.embeddings import EmbeddingConfig, by_step, interleave, mak
 from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.kinds import ModelConfig, make_model
 from icrl_jax.models.layers import Aux
+from icrl_jax.models.queries import answer_all, answer_step
 
 TRANSITION, LINEAR = EmbeddingConfig(), ActionHeadConfig()
 
@@ -21,7 +22,8 @@ class Policy(nnx.Module):
         config: of the sequence model.
         obs_space, action_space: gymnax's, of the environment.
         key: for the initial weights.
-        embedding: what a token is made of; where a time step takes several tokens, the last one answers.
+        embedding: what a token is made of; where a time step takes several tokens, the last one answers; a query is
+            not remembered (`queries.py`).
         head: how actions are predicted.
     """
 
@@ -35,6 +37,7 @@ class Policy(nnx.Module):
         head: ActionHeadConfig = LINEAR,
     ):
         key_embed, key_body, key_head = jax.random.split(key, 3)
+        self.asks = embedding.tokens == "query"
         self.embed = make_embedding(obs_space, action_space, config.width, embedding, key_embed)
         self.body = make_model(config, key_body)
         self.head = make_action_head(action_space, config.width, head, key_head)
@@ -45,7 +48,7 @@ class Policy(nnx.Module):
         """Reads whole histories [B, T, ...], from an empty memory if `carry` is None; the prediction is [B, T, ...].
 
         `key` is for what is drawn in training only. `mask` is the probability with which a token is hidden, that is
-        zero; it needs a key. `Aux.losses` are for a method to add to its own.
+        zero; it needs a key. No query is hidden. `Aux.losses` are for a method to add to its own.
         """
         carry, y_BTD, aux = self.read(carry, timesteps, key, mask)
         return carry, self.head(y_BTD), aux
@@ -59,16 +62,23 @@ class Policy(nnx.Module):
         self, carry: Tree, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
     ) -> tuple[Tree, Array, Aux]:
         """`__call__` up to the head: what the model says after each input [B, T, D], for other heads to read."""
-        x, reset, episode = interleave(self.embed(timesteps), timesteps.reset, _begins(timesteps))
+        x_BTND = self.embed(timesteps)
+        x, reset, episode = x_BTND[:, :, 0], timesteps.reset, _begins(timesteps)
+        if not self.asks:
+            x, reset, episode = interleave(x_BTND, reset, episode)
         if mask:
             key_mask, key = jax.random.split(key)  # type: ignore[arg-type]
             x = jnp.where(jax.random.bernoulli(key_mask, mask, x.shape[:2])[..., None], 0, x)
+        if self.asks:
+            return answer_all(self.body, carry, x, x_BTND[:, :, 1], reset, episode, key)
         carry, y, aux = self.body(carry, x, reset, episode, key)
         return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
 
     def read_step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
         """`step` up to the head, [B, D]."""
         x_BND, reset, episode = self.embed(timestep), timestep.reset, _begins(timestep)
+        if self.asks:
+            return answer_step(self.body, carry, x_BND[:, 0], x_BND[:, 1], reset, episode)
         for n in range(self.embed.num_tokens - 1):
             carry, _ = self.body.step(carry, x_BND[:, n], reset, episode)
             reset = episode = jnp.zeros_like(reset)

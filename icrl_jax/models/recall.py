@@ -26,7 +26,8 @@ def recall(
 
     A cache [R, G, C, K] may have fewer rows than there are queries, each then serving B / R of them. `distances` are
     added to the scores, of the own keys [B, N, H, 1] and of the caches [B, N, H, C]. All sums are taken in float32 (or
-    wider). A NaN in a slot that is not visible reaches neither what is found nor the gradient.
+    wider). What is visible is [B, C], or [B, N, C] where queries differ in it. A NaN in a slot that is not visible
+    reaches neither what is found nor the gradient.
     """
     (B, N, H, K), G, f32 = q_BNHK.shape, k_BNGK.shape[2], at_least_float32(q_BNHK.dtype)
     J = H // G
@@ -39,8 +40,8 @@ def recall(
     scores = [s * K**-0.5 for s in scores]
     if distances is not None:
         scores = [s + distance for s, distance in zip(scores, distances, strict=True)]
-    for i, visible_BC in enumerate(visible, start=1):
-        scores[i] = jnp.where(visible_BC[:, None, None], scores[i], -jnp.inf)
+    for i, seen in enumerate(visible, start=1):
+        scores[i] = jnp.where(seen.reshape(B, -1, 1, seen.shape[-1]), scores[i], -jnp.inf)
     if sink is not None:
         scores.append(sink.score_BTH[..., None])
     p = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)

@@ -274,6 +274,15 @@ class Transformer(nnx.Module):
         """The output [B, N, D] for each of N candidates, as if it alone came next; the carry stays as it is."""
         return self._next(carry, x_BND, commit=False)[0]
 
+    def look_back(self, carry: Memory, x_BTD: Array, length_BT: Array) -> Array:
+        """`peek` at one candidate after each of T inputs, which are all that `carry` has ever read: candidate t sees
+        the last length[t] of those up to input t. For positions that are counted, or none."""
+        C, index_T = self.config.context_len, 1 + jnp.arange(x_BTD.shape[1], dtype=jnp.int32)
+        age_TC = index_T[:, None] - jnp.arange(C, dtype=jnp.int32)[None]
+        visible_BTC = (age_TC >= 1)[None] & (age_TC[None] <= jnp.minimum(length_BT, C - 1)[..., None])
+        x, turn = self._embed(x_BTD, length_BT, None, index_T[None])
+        return self._through(carry, x, turn, Slots(carry.index, carry.index, (), (visible_BTC,)), commit=False)[0]
+
     def branch(self, carry: Memory, n: int, depth: int) -> Branches:
         """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...].
 
@@ -347,10 +356,16 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...], tuple[Totals, ...]]:
         """Outputs for N alternative next inputs a row; and the cache, with the (only) input written, and what experts
         have read, if `commit`."""
-        cfg = self.config
         slots = next_slots(carry)
         position_B1, place = jax.tree.map(lambda count: count[:, None], (carry.length, carry.place))
         x, turn = self._embed(x_BND, position_B1, place, slots.index[None, None])
+        return self._through(carry, x, turn, slots, commit)
+
+    def _through(
+        self, carry: Memory | Branches, x: Array, turn: Rotation | None, slots: Slots, commit: bool
+    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...], tuple[Totals, ...]]:
+        """`_next` for inputs that know their places."""
+        cfg = self.config
         keys, values, totals = list(carry.k), list(carry.v), list(carry.total)
         for layer, sink in enumerate(self._sinks()):
             past = (carry.past.k[layer], carry.past.v[layer]) if isinstance(carry, Branches) else None

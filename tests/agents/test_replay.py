@@ -12,6 +12,7 @@ from two_episodes import TwoEpisodes, on_host, scout
 
 import icrl_envs
 from icrl_jax.agents import (
+    between_episodes,
     empirical_mean,
     lcb,
     linucb,
@@ -32,7 +33,8 @@ from icrl_jax.agents import (
 from icrl_jax.agents.planner import Planned
 from icrl_jax.core import Agent, TimeStep, Transition, partial
 from icrl_jax.methods.dpt import dpt
-from icrl_jax.rollout import replay, rollout, start
+from icrl_jax.methods.dpt_mdp import DPTMDPConfig, dpt_mdp
+from icrl_jax.rollout import no_transition, replay, rollout, start
 
 A, N, T = 5, 3, 23
 GAUSSIAN = icrl_envs.make("gaussian_bandit", num_arms=A)
@@ -43,9 +45,12 @@ ROOM = icrl_envs.make("dark_room_hard", "ad_eps", size=3, horizon=5)
 DENSE = icrl_envs.make("dark_room", "dpt", size=5, horizon=7)
 COPIES = icrl_envs.copies(GAUSSIAN, 2)
 DPT = dpt(GAUSSIAN, tiny.dpt_config())  # untrained; its cache of 8 is overwritten twice
+ASKED_FIRST = dpt_mdp(DENSE, DPTMDPConfig(tiny.dpt_config().model, horizon=7, query="first"))
 
 AGENTS = {
+    "between_episodes": (between_episodes(posterior(DENSE), no_transition(DENSE, DENSE.default_params)), DENSE),
     "dpt": (DPT.agent(DPT.init(jax.random.key(0)).params), GAUSSIAN),
+    "dpt_rereading": (ASKED_FIRST.agent(ASKED_FIRST.init(jax.random.key(0)).params), DENSE),
     "empirical_mean": (empirical_mean(A), GAUSSIAN),
     "lcb": (lcb(A), GAUSSIAN),
     "linucb": (linucb(LINEAR.features), LINEAR),
@@ -135,9 +140,9 @@ def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name,
         carries = [carry.known for carry in carries]
     chex.assert_trees_all_equal(*carries)
     carry = carries[0].memory if name == "noise_curriculum" else carries[0]
-    if "posterior" not in name:  # which counts only what does not fit
-        learned = carry.length - 1 if name == "dpt" else carry.counts.sum()  # the first input of DPT is its query
-        assert learned == T - 1
+    if "posterior" not in name and name != "between_episodes":  # which count only what does not fit
+        learned = carry.length - (name == "dpt") if "dpt" in name else carry.counts.sum()  # DPT's first is its query
+        assert learned == (7 if name == "dpt_rereading" else T - 1)  # which keeps the newest
 
 
 @functools.partial(on_host, static_argnames="env")
@@ -152,7 +157,7 @@ def test_agents_forget_at_a_reset(name, getkey):
     agent, env = AGENTS[name]
     (fresh, *first), (forgotten, *again) = forget(agent, env, getkey())
     chex.assert_trees_all_equal(first, again)
-    if name != "dpt":  # whose cache keeps what it does not look at any more
+    if name not in ("dpt", "between_episodes"):  # which keep what they do not look at any more
         chex.assert_trees_all_equal(fresh, forgotten)
 
 

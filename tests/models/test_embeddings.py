@@ -262,6 +262,20 @@ def test_one_is_the_token_that_the_next_step_would_have():
     assert_close(alone.one("action", inputs.prev.action), embed(alone, inputs)[:, :, 0])
 
 
+def test_a_query_is_a_token_of_its_own_beside_one_of_all_that_happened():
+    inputs, other = (make_timesteps(SPACES["table"], seed=seed) for seed in (1, 2))
+    config = EmbeddingConfig(tokens="query", inputs=("obs", "action", "feedback"))
+    assert config.groups == (("action", "feedback"), ("obs",)) and config.num_tokens == 1  # is remembered
+    embedding = make(SPACES["table"], tokens="query", inputs=config.inputs)
+    tokens, asked, lived = (
+        embed(embedding, x) for x in (inputs, inputs._replace(obs=other.obs), inputs._replace(prev=other.prev))
+    )
+    assert tokens.shape == (B, T, 2, D)
+    np.testing.assert_array_equal(asked[:, :, 0], tokens[:, :, 0])
+    np.testing.assert_array_equal(lived[:, :, 1], tokens[:, :, 1])
+    assert (asked[:, :, 1] != tokens[:, :, 1]).any() and (lived[:, :, 0] != tokens[:, :, 0]).any()
+
+
 def test_interleaving_is_undone_by_step():
     x = jax.random.normal(jax.random.key(0), (B, T, 3, D))
     reset = jax.random.bernoulli(jax.random.key(1), 0.4, (B, T))
@@ -297,6 +311,8 @@ def test_seeds_vmap():
         ({"inputs": ()}, r"inputs=\(\) must be one or more of obs, origin"),
         ({"inputs": ("obs", "obs")}, "inputs=.* each at most once"),
         ({"inputs": ("reward",)}, "inputs=.*reward.* must be one or more of obs"),
+        ({"tokens": "query", "inputs": ("action", "feedback")}, 'inputs=.* must have "obs" and others'),
+        ({"tokens": "query", "inputs": ("obs",)}, 'inputs=.* must have "obs" and others'),
         ({"hidden": -1}, "hidden=-1 must be 0 or a positive integer"),
         ({"image_channels": (3, 0)}, r"image_channels=\(3, 0\) must be one or more positive"),
     ],
