@@ -117,6 +117,54 @@ def test_dpt_dark_room_runs_a_few_steps(tmp_path, query):
     assert results["env_steps"] == 4 * 4 * 7
 
 
+def test_dit_dark_room_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dit_dark_room"]
+    sizes = (
+        "--size 3 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 "
+        "--eval-tasks 6 --eval-episodes 3 --num-updates 4 --num-chunks 2 --weights critic --update episode"
+    )
+    config = parse(experiment.name, experiment.presets, "", [*sizes.split(), "--runs-dir", str(tmp_path)])
+    results = read_results(run(experiment, config, Console(quiet=True)))
+    assert {"dit", "bc", "wbc", "dpt", "behaviour", "random", "oracle"} == set(results["agents"])
+    final = {who: found["final_return"]["mean"] for who, found in results["agents"].items()}
+    assert final["random"] < final["oracle"] and final["behaviour"] < final["oracle"]
+    assert len(results["curves"]["dit"]["return"]) == 3 and results["env_steps"] == 4 * 4 * 7
+    contexts = {f"offline_{who}{how}" for who in ("random", "behaviour", "expert") for how in ("", "_greedy")}
+    assert contexts == set(results["conditions"])
+    for found in results["conditions"].values():
+        assert {"dit", "bc", "wbc", "dpt"} == set(found) and found["dit"]["offline_return"]["n"] == 2
+    said = experiment.notes(config, experiment.env(config).build())[0]
+    best = results["agents"]["oracle"]["mean_return"]["mean"]
+    assert said.startswith("behaviour: an episode's return is ") and f"of the oracle's {best:.0f}" in said
+
+
+def test_dit_linear_bandit_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dit_linear_bandit"]
+    sizes = (
+        "--num-arms 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 --eval-tasks 11"
+    )
+    argv = [*sizes.split(), "--num-updates", "4", "--num-chunks", "2", "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    others = {"linucb", "thompson", "ucb", "empirical_mean", "behaviour", "random", "oracle"}
+    assert {"dit", "bc", "dpt", *others} == set(results["agents"])
+    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0
+    for condition in ("offline_behaviour", "offline_thompson"):
+        assert {"dit", "bc", "dpt", "linreg", "thompson", "lcb", "empirical_mean"} == set(
+            results["conditions"][condition]
+        )
+
+
+@pytest.mark.parametrize("name", ["dit_dark_room", "dit_linear_bandit"])
+def test_controls_of_dit_learn_from_the_same_contexts(name):
+    """And differ in what is made of them alone."""
+    experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]
+    made = {"bc": ("next", "uniform"), "wbc": ("next", "returns"), "dpt": ("optimal", "uniform")}
+    for who, spec in experiment.controls(config).items():
+        labels, weights = made[who]
+        assert spec.options == dataclasses.replace(config.dit, labels=labels, weights=weights)
+    assert experiment.controls(dataclasses.replace(config, control=False)) == {}
+
+
 @pytest.fixture(scope="module")
 def tiny_ad(tmp_path_factory):
     experiment = EXPERIMENTS["ad_dark_room"]
@@ -230,7 +278,8 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert refused.value.code == 2
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
-        "ad_key_to_door, dpt_bandit, dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
+        "ad_key_to_door, dit_dark_room, dit_linear_bandit, dpt_bandit, dpt_dark_room, dpt_linear_bandit, "
+        "lhf_dark_room" in capsys.readouterr().err
     )
 
 
@@ -270,7 +319,7 @@ def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anyth
         make_plan(experiment, config)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("dpt")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("dit", "dpt"))])
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]

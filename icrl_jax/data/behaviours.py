@@ -1,4 +1,4 @@
-"""Policies that make pretraining contexts (Lee et al. 2023, DPT, appendix A); they act in `revealed(env)`."""
+"""Policies that make pretraining contexts; they act in `revealed(env)`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from icrl_jax.core import Agent, Array, TimeStep, Tree, partial
 
 
 def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -> Agent:
-    """Actions iid from (1 - omega) p1 + omega p2, which `init` draws: one behaviour for one context.
+    """Actions iid from (1 - omega) p1 + omega p2, which `init` draws: one behaviour for one context (Lee et al.
+    2023, DPT, appendix A).
 
     p1 ~ Dirichlet(1, ..., 1); p2 is a point mass on a uniformly random action or, where `expert`, on the best one (the
     paper's DPT-Exp); omega is uniform on {0, 0.1, ..., 1} (the code's eleven values) unless it is given.
@@ -21,6 +22,19 @@ def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -
     omegas = jnp.linspace(0.0, 1.0, 11) if omega is None else jnp.full(11, omega, jnp.float32)
     init = partial(_init, jnp.ones(env.num_actions), omegas)
     return Agent(init, partial(_act, partial(env.optimal_action), jnp.asarray(expert)))
+
+
+def noisy_expert(env: TaskFamily, share: float) -> Agent:
+    """The best action with probability `share`, else a uniformly random one, which may be the best too (Dong et al.
+    2024, DIT).
+
+    Raises:
+      ValueError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share!r}: must be in [0, 1]")
+    alike = jnp.zeros(env.num_actions), jnp.zeros((), jnp.int32), jnp.float32(share)
+    return Agent(partial(_same, alike), partial(_act, partial(env.optimal_action), jnp.asarray(True)))
 
 
 def labelled(agent: Agent, env: TaskFamily) -> Agent:
@@ -41,6 +55,10 @@ def _act_labelled(agent: Agent, optimal_action, carry: Tree, key: Array, timeste
     carry, action, info = agent.act(carry, key, timestep)
     best = optimal_action(timestep.obs.state, timestep.obs.params)
     return carry, action, {**info, "target_action": best}
+
+
+def _same(carry: Tree, key: Array) -> Tree:
+    return carry
 
 
 def _init(rates: Array, omegas: Array, key: Array) -> Tree:

@@ -140,7 +140,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
     )
 
 
-def dataset(draw: Callable[[Array], Example], num_tasks: int) -> Example:
+def dataset(draw: Callable[[Array], Tree], num_tasks: int) -> Tree:
     """The fixed samples, [num_tasks, ...]."""
     return jax.lax.map(draw, jax.random.split(jax.random.key(DATA_SEED), num_tasks), batch_size=1024)
 

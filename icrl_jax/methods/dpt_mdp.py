@@ -161,13 +161,14 @@ def sample_example(env: TaskFamily, config: DPTMDPConfig, key: Array) -> Example
     context, visited = jax.tree.map(lambda *x: jnp.stack(x)[which], *made)
     if config.asked == "visited":
         return Example(context, *visited)
-    ask = partial(_ask, env, env_params)
+    ask = partial(ask_anywhere, env, env_params)
     if config.query == "first":
         return Example(context, *ask(key_query))
     return Example(context, *jax.vmap(ask)(jax.random.split(key_query, config.horizon + 1)))
 
 
-def _ask(env: TaskFamily, env_params: Any, key: Array) -> tuple[Tree, Array]:
+def ask_anywhere(env: TaskFamily, env_params: Any, key: Array) -> tuple[Tree, Array]:
+    """An observation of any place, each as likely, and the best action there."""
     obs, state = env.reset_anywhere(key, env_params)
     return obs, env.optimal_action(state, env_params)
 

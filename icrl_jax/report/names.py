@@ -44,6 +44,7 @@ AGENTS: dict[str, AgentLook] = {
     "relic_full_updates": AgentLook("ReLIC, full updates", "trained", PINK),
     "relic_no_sink": AgentLook("ReLIC, no sink", "trained", SKY),
     "source": AgentLook("Source algorithm", "classical", BROWN),
+    "behaviour": AgentLook("Behaviour", "classical", BROWN),
     "thompson": AgentLook("Thompson sampling", "classical", GREEN),
     "ucb": AgentLook("UCB", "classical", ORANGE),
     "ucb1": AgentLook("UCB1", "classical", BROWN),

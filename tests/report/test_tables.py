@@ -87,6 +87,8 @@ def test_markdown_and_html_escape():
         "ppo_s5 ppo_gru ppo_transformer relic relic_full_updates relic_no_sink",
         "dpt ad psrl ucbvi source",
         "dpt dit bc wbc dp2t posterior psrl source",
+        "dit bc wbc dpt behaviour",
+        "dit bc dpt linucb thompson ucb empirical_mean lcb behaviour",
     ],
 )
 def test_agents_that_meet_differ_in_colour(together):
