@@ -32,6 +32,7 @@ def answer_beside(
     reset_BS: Array,
     episode_BS: Array,
     num_tokens: int = 1,
+    asked_BTD: Array | None = None,
     key: Array | None = None,
 ) -> tuple[Array, Array, Aux]:
     """What a model says after each step of so many tokens, [B, T, D], and what it would answer Q queries, each after
@@ -42,30 +43,39 @@ def answer_beside(
 
     Args:
       at_Q: int32 [Q]: the step, in [0, T), after which each query is answered.
+      asked_BTD: where what it says is an answer, too: the query of each step, as in `answer_all`.
     """
     T = x_BSD.shape[1] // num_tokens
     if not _sees_all(body, x_BSD.shape[1]):
-        return _beside_in_turn(body, by_step(x_BSD, num_tokens), query_BQD, at_Q, reset_BS, episode_BS)
-    carry, y_BSD, aux = body(None, x_BSD, reset_BS, episode_BS, key)
+        x_BTND = by_step(x_BSD, num_tokens)
+        return _beside_in_turn(body, x_BTND, query_BQD, at_Q, reset_BS, episode_BS, asked_BTD)
+    if asked_BTD is None:
+        carry, y_BSD, aux = body(None, x_BSD, reset_BS, episode_BS, key)
+        y_BTD, before = by_step(y_BSD, num_tokens)[:, :, -1], 0
+    else:
+        carry, y_BTD, aux = _in_parallel(body, x_BSD, asked_BTD, reset_BS, episode_BS, key)
+        before = -1  # the first input of a sequence is forgotten
     begins_T = num_tokens * jnp.arange(T, dtype=jnp.int32)
-    start_BT = lax.cummax(jnp.where(reset_BS[:, ::num_tokens], begins_T[None], 0), axis=1)
+    start_BT = lax.cummax(jnp.where(reset_BS[:, ::num_tokens], begins_T[None] - before, 0), axis=1)
     index_Q = num_tokens * (at_Q + 1)
-    answer_BQD = body.look_back(carry, query_BQD, index_Q[None] - start_BT[:, at_Q], index_Q)
-    return by_step(y_BSD, num_tokens)[:, :, -1], answer_BQD, aux
+    return y_BTD, body.look_back(carry, query_BQD, index_Q[None] - start_BT[:, at_Q], index_Q), aux
 
 
-def _beside_in_turn(body, x_BTND, query_BQD, at_Q, reset_BS, episode_BS) -> tuple[Array, Array, Aux]:
+def _beside_in_turn(body, x_BTND, query_BQD, at_Q, reset_BS, episode_BS, asked_BTD) -> tuple[Array, Array, Aux]:
     B, T, N, _ = x_BTND.shape
 
     def one(carry, xs):
-        (memory, answer_BQD), (t, x_BND, reset_B, episode_B) = carry, xs
-        memory, y_BD = read_step(body, memory, x_BND, reset_B, episode_B)
+        (memory, answer_BQD), (t, x_BND, asked_BD, reset_B, episode_B) = carry, xs
+        if asked_BD is None:
+            memory, y_BD = read_step(body, memory, x_BND, reset_B, episode_B)
+        else:
+            memory, y_BD = answer_step(body, memory, x_BND[:, 0], asked_BD, reset_B, episode_B)
         answer_BQD = jnp.where((at_Q == t)[None, :, None], body.peek(memory, query_BQD), answer_BQD)
         return (memory, answer_BQD), y_BD
 
-    inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTND, reset_BS[:, ::N], episode_BS[:, ::N]))
-    first = body.init_carry(B), jnp.zeros_like(query_BQD)
-    (_, answer_BQD), y_TBD = lax.scan(one, first, (jnp.arange(T), *inputs))
+    inputs = x_BTND, asked_BTD, reset_BS[:, ::N], episode_BS[:, ::N]
+    inputs = jnp.arange(T), *jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs)
+    (_, answer_BQD), y_TBD = lax.scan(one, (body.init_carry(B), jnp.zeros_like(query_BQD)), inputs)
     return jnp.swapaxes(y_TBD, 0, 1), answer_BQD, NOTHING
 
 

@@ -21,7 +21,7 @@ class World(nnx.Module):
     """A policy, and the reward and observation that would follow an action (Son et al. 2025, DICP).
 
     An observation and an action make a query, after all that the policy has read, which leaves no trace: so a planner
-    asks about many actions at once, and what it imagines is read as if it had happened.
+    asks about many actions at once, and what it imagines is read as if it had happened. The policy may be asked itself.
 
     Args:
         policy: whose sequence model is asked.
@@ -30,7 +30,7 @@ class World(nnx.Module):
         head: how rewards and observations are predicted.
         key: for the initial weights.
     Raises:
-        ValueError: a policy that is asked itself, or observations that cannot be predicted.
+        ValueError: observations that cannot be predicted.
     """
 
     def __init__(
@@ -42,8 +42,6 @@ class World(nnx.Module):
         head: DynamicsHeadConfig,
         key: Array,
     ):
-        if policy.asks:
-            raise ValueError(f"tokens={embedding.tokens!r}: must be others, of which observations are remembered")
         key_ask, key_head = jax.random.split(key)
         width = policy.body.config.width
         asked = EmbeddingConfig("transition", ("obs", "action"), embedding.integers, embedding.hidden)
@@ -57,18 +55,21 @@ class World(nnx.Module):
         return self.policy.body
 
     def __call__(
-        self, timesteps: TimeStep, actions: Tree, at: Array, key: Array | None = None, mask: float = 0.0
+        self, timesteps: TimeStep, obs: Tree, actions: Tree, at: Array, key: Array | None = None, mask: float = 0.0
     ) -> tuple[Prediction, Dynamics, Aux]:
         """Reads whole histories [B, T, ...] from an empty memory: the prediction of the action at each step, [B, T],
-        and of what `actions` [B, T, ...] bring at those steps that `at`, int32 [Q], names, [B, Q].
+        and of what an action brings after some of them, [B, Q].
 
-        `key` and `mask` are those of `Policy`; no query is hidden.
+        Args:
+            obs, actions: what the queries are about, [B, T', ...], T' <= T.
+            at: int32 [Q], in [0, T'): the steps after which they are answered.
+            key, mask: as those of `Policy`; no query is hidden.
         """
-        x, _, marks, key = self.policy.tokens(timesteps, key, mask)
-        obs, action = jax.tree.map(lambda x: x[:, at], (timesteps.obs, actions))
+        x, asked_BTD, marks, key = self.policy.tokens(timesteps, key, mask)
+        obs, action = jax.tree.map(lambda x: x[:, at], (obs, actions))
         query_BQD = self.ask.token(obs=obs, action=action)
         num_tokens = self.policy.embed.num_tokens
-        y_BTD, answer_BQD, aux = answer_beside(self.body, x, query_BQD, at, *marks, num_tokens, key)
+        y_BTD, answer_BQD, aux = answer_beside(self.body, x, query_BQD, at, *marks, num_tokens, asked_BTD, key)
         return self.policy.head(y_BTD), self.dynamics(answer_BQD), aux
 
     def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Prediction]:
