@@ -204,7 +204,7 @@ def dynamics_losses(foreseen: Dynamics, done: Transition, at: Array) -> tuple[Ar
     if foreseen.ret is not None:
         ret, known = of_steps(jax.vmap(returns_to_go)(done))
         losses = jnp.where(known, foreseen.ret.loss(ret), 0.0)
-        log["return_loss"] = losses.sum() / jnp.maximum(known.sum(), 1)
+        log["return_loss"] = losses.sum() / jnp.maximum(known.sum(dtype=losses.dtype), 1)
     return sum(log.values(), jnp.zeros(())), log
 
 

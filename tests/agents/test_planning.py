@@ -300,7 +300,9 @@ def test_of_continuous_actions_the_best_of_some_samples_is_taken(getkey):
     action, promised = act(PlanConfig(5, 3, plan_samples=101), getkey())
     assert -0.5 < promised < 0 and action > 0.5  # nearly there at once, and then still
     np.testing.assert_allclose(act(PlanConfig(2, 2), getkey(), temperature=0.0)[0], mode, atol=1e-5)
-    free = [act(PlanConfig(2, 2), key, time=H)[0] for key in jax.random.split(getkey(), 5)]  # no step is left to plan
+    free = [
+        float(act(PlanConfig(2, 2), key, time=H)[0]) for key in jax.random.split(getkey(), 5)
+    ]  # no step is left to plan
     assert len(set(free)) == 5 and all(abs(x - mode) > 1e-4 for x in free)
 
 
