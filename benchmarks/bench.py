@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import acting, collect, compiling, histories, models, moe, parts, stepping, update, windows
+from benchmarks import acting, collect, compiling, histories, models, moe, parts, planning, stepping, update, windows
 from benchmarks.measure import CLOCKS, Row, use_clock
 
 PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[bool], Iterable[Row]]] = {
     "update": update.rows,
     "parts": parts.rows,
     "acting": acting.rows,
+    "planning": planning.rows,
     "models": models.rows,
     "moe": moe.rows,
     "windows": windows.rows,

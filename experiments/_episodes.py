@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments._bandits import trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
-from icrl_jax.core import Agent, Array, Tree
+from icrl_jax.core import Agent, Array, Method, Tree
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
@@ -123,19 +123,26 @@ def summary(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def findings(
-    trained: Trained, name: str, histories: HistoriesConfig, metric: str = METRIC, reference: str = "oracle"
+    trained: Trained,
+    name: str,
+    histories: HistoriesConfig,
+    metric: str = METRIC,
+    reference: str = "oracle",
+    others: Mapping[str, Method] | None = None,
 ) -> Findings:
     """Returns in context on held-out tasks: of the trained agent, called `name`, its controls, the source, the oracle
     and chance.
 
     Args:
       metric: by which the ratios to `reference` go.
+      others: methods by which the same parameters act otherwise.
     """
     env, config, watch = trained.env, trained.config, trained.watch
     tasks, repeats = held_out(env, config.eval_tasks)
     num_episodes = config.eval_episodes
     with watch.time("evaluate"):
         learned = {name: (trained.method, trained.params), **trained.controls}
+        learned |= {who: (method, trained.params) for who, method in (others or {}).items()}
         curves = {
             who: np.stack([returns(agent, env, tasks, repeats, num_episodes) for agent in trained_agents(*what)])
             for who, what in learned.items()

@@ -23,12 +23,13 @@ from benchmarks import (
     numpy_ppo,
     numpy_q_learning,
     parts,
+    planning,
     stepping,
     update,
     windows,
 )
 from experiments import dpt_bandit
-from icrl_jax.agents import q_learning
+from icrl_jax.agents import PlanConfig, q_learning
 from icrl_jax.core import Transition
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
@@ -43,7 +44,7 @@ from icrl_jax.run.options import parse
 NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=update.NO_TORCH)
 
 
-@pytest.mark.parametrize("part", [stepping, collect, histories, update, parts, acting, models, moe, windows])
+@pytest.mark.parametrize("part", [stepping, collect, histories, update, parts, acting, planning, models, moe, windows])
 def test_every_row_runs(part):
     rows = list(part.rows(quick=True))
     assert rows and all(row.ratio is None or row.ratio > 0 for row in rows)
@@ -97,6 +98,16 @@ def test_both_collections_have_one_distribution(behaviour):
         a, b = (statistic(*side) for side in zip(actions, rewards, targets, strict=True))
         error = np.sqrt(a.var() / num_tasks + b.var() / num_tasks)
         assert abs(a.mean() - b.mean()) < 4.5 * error, statistic.__name__
+
+
+def test_planning_from_the_cache_and_by_reading_again_choose_the_same():
+    size = planning.QUICK._replace(num_tasks=11)
+    (action, promised), (other, same) = (
+        f() for f in planning.sides(size, 13, PlanConfig(3, 4, plan_order="index")).values()
+    )
+    np.testing.assert_array_equal(action, other)
+    np.testing.assert_allclose(promised, same, rtol=1e-3)
+    assert len(set(action.tolist())) > 1 and promised.std() > 0
 
 
 def test_every_family_has_a_row_of_steps():

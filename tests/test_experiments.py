@@ -190,6 +190,27 @@ def test_ad_dark_room_runs_a_few_steps(tiny_ad):
     assert found.curves["return"].shape == (3, 3)
 
 
+@pytest.mark.parametrize("name", ["dicp_dark_room", "dicp_key_to_door"])
+def test_dicp_runs_a_few_steps(tmp_path, name):
+    """With planning and without, from the same weights, and what an act of each costs."""
+    experiment = EXPERIMENTS[name]
+    sizes = (
+        "--room-size 5 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 15 --horizon 15 "
+        "--batch-size 4 --eval-tasks 8 --eval-episodes 3 --num-steps 60 --num-streams 2 --stride 2 --num-updates 4 "
+        "--num-chunks 2 --dynamics-steps 3 --beam-width 2 --plan-depth 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    run_dir = run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True))
+    results = read_results(run_dir)
+    assert {"dicp_ad", "ad", "source", "random", "oracle"} == set(results["agents"])
+    assert all(len(results["curves"][who]["return"]) == 3 for who in ("dicp_ad", "ad"))
+    cost = results["conditions"]["one task at a time"]
+    assert cost["dicp_ad"]["act_ms"]["mean"] > 0 and cost["ad"]["act_ms"]["n"] == (3 if "room" in name else 5)
+    agent, env = icrl_jax.load(run_dir)[:2]
+    found = evaluate(agent, env, jax.tree.map(lambda x: x[:2], env.tasks("test")), jax.random.key(0), num_episodes=1)
+    assert found.record.info["planned_return"].shape == (2, 5)
+
+
 def test_the_histories_that_were_distilled_are_drawn(tiny_ad):
     run_dir, _ = tiny_ad
     assert imread(run_dir / "figures" / "histories.png").std() > 0.01
@@ -278,8 +299,8 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert refused.value.code == 2
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
-        "ad_key_to_door, dit_dark_room, dit_linear_bandit, dpt_bandit, dpt_dark_room, dpt_linear_bandit, "
-        "lhf_dark_room" in capsys.readouterr().err
+        "ad_key_to_door, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, dpt_bandit, "
+        "dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
     )
 
 
@@ -319,7 +340,7 @@ def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anyth
         make_plan(experiment, config)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("dit", "dpt"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("dicp", "dit", "dpt"))])
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]

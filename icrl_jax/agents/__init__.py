@@ -6,6 +6,7 @@ from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
 from icrl_jax.agents.noise_curriculum import noise_curriculum
 from icrl_jax.agents.oracle import oracle
+from icrl_jax.agents.planning import PlanConfig, planning
 from icrl_jax.agents.posterior import posterior
 from icrl_jax.agents.prompted import prompted, trained
 from icrl_jax.agents.psrl import psrl
@@ -17,6 +18,7 @@ from icrl_jax.agents.ucbvi import ucbvi
 from icrl_jax.agents.uniform import uniform
 
 __all__ = [
+    "PlanConfig",
     "as_learner",
     "between_episodes",
     "empirical_mean",
@@ -25,6 +27,7 @@ __all__ = [
     "linucb",
     "noise_curriculum",
     "oracle",
+    "planning",
     "posterior",
     "prompted",
     "psrl",

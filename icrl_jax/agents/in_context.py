@@ -76,14 +76,13 @@ def empty_memory(body: Tree) -> Tree:
     Under vmap that axis would keep XLA from writing the cache in place. What has no axes, like the count of inputs, is
     shared by all rows.
     """
-    return _one(body.init_carry(1))
+    return of_row(body.init_carry(1))
 
 
 def step_one(policy: Tree, carry: Tree, timestep: TimeStep) -> tuple[Tree, Tree]:
     """`policy.step` in one task, for a carry from `empty_memory`."""
-    rows = jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
-    carry, prediction = policy.step(rows, jax.tree.map(lambda x: x[None], timestep))
-    return _one(carry), jax.tree.map(lambda x: x[0], prediction)
+    carry, prediction = policy.step(as_row(carry), jax.tree.map(lambda x: x[None], timestep))
+    return of_row(carry), jax.tree.map(lambda x: x[0], prediction)
 
 
 def stack_memories(body: Tree, carries: Tree) -> Tree:
@@ -92,7 +91,13 @@ def stack_memories(body: Tree, carries: Tree) -> Tree:
     return jax.tree.map(lambda rows, many: many if rows.ndim else many[0], batch, carries)
 
 
-def _one(carry: Tree) -> Tree:
+def as_row(carry: Tree) -> Tree:
+    """The inverse of `of_row`."""
+    return jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
+
+
+def of_row(carry: Tree) -> Tree:
+    """The carry of a single row without its axis."""
     return jax.tree.map(lambda x: x[0] if x.ndim else x, carry)
 
 

@@ -17,7 +17,7 @@ from gymnax.environments import spaces
 
 from icrl_envs import TaskFamily
 from icrl_jax.agents import trained
-from icrl_jax.core import Array, Method
+from icrl_jax.core import Agent, Array, Method, Tree
 from icrl_jax.data.histories import Distilled
 from icrl_jax.data.stored import StoredHistories, open_histories
 from icrl_jax.data.windows import Window, sample_window
@@ -25,6 +25,7 @@ from icrl_jax.methods.sources import HistoriesConfig, count_tasks, make_historie
 from icrl_jax.methods.stored import check_histories, check_horizon, find_histories, window_feed
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.heads import Prediction
 from icrl_jax.models.kinds import ModelConfig, kind_of
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.transformer import TransformerConfig
@@ -82,6 +83,24 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | Stored
       ValueError: label smoothing of actions that are continuous; a source that the family does not fit; histories
         shorter than the window.
     """
+
+    def init_params(key: Array) -> Policy:
+        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
+        return Policy(config.model, *spaces, key, config.embedding)
+
+    loss = partial(action_loss, mask=config.mask, label_smoothing=config.label_smoothing)
+    return distil(env, config, init_params, loss, partial(trained, temperature=config.temperature), data)
+
+
+def distil(
+    env: TaskFamily,
+    config: ADConfig,
+    init_params: Callable[[Array], Tree],
+    loss: Callable[[Tree, Window, Array], tuple[Array, dict]],
+    agent: Callable[..., Agent],
+    data: Callable[[], Distilled] | StoredHistories | None = None,
+) -> Method:
+    """What lowers a loss of windows of histories, from wherever `config` or `data` says; see `ad` and `supervised`."""
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
     histories, horizon = config.histories, config.horizon
@@ -101,16 +120,11 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | Stored
         else:
             check = partial(check_histories, env, histories, horizon)
             feed, collect = window_feed(partial(find_histories, env, histories), check, horizon)
-
-    def init_params(key: Array) -> Policy:
-        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
-        return Policy(config.model, *spaces, key, config.embedding)
-
     return supervised(
         init_params,
         collect,
-        partial(action_loss, mask=config.mask, label_smoothing=config.label_smoothing),
-        partial(trained, temperature=config.temperature),
+        loss,
+        agent,
         config.optim,
         config.num_updates,
         config.batch_size,
@@ -135,9 +149,14 @@ def action_loss(
       label_smoothing: s, takes (1 - s) of this and s of the mean over all actions.
     """
     _, prediction, aux = policy(None, batch.timesteps, key, mask)
-    losses_BT = -prediction.log_prob(prediction.encode(batch.transitions.action))
+    losses_BT = action_losses(prediction, batch.transitions.action, label_smoothing)
+    return losses_BT.mean() + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}
+
+
+def action_losses(prediction: Prediction, actions: Tree, label_smoothing: float = 0.0) -> Array:
+    """`action_loss` at each position, float32 [B, T]."""
+    losses_BT = -prediction.log_prob(prediction.encode(actions))
     if label_smoothing:
         of_all = jax.nn.log_softmax(prediction.logits)  # type: ignore[union-attr]
         losses_BT = (1 - label_smoothing) * losses_BT - label_smoothing * of_all.mean(axis=-1)
-    loss = losses_BT.mean()
-    return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}
+    return losses_BT

@@ -7,6 +7,7 @@ and one context is asked about T + 1 states, one after every prefix.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -101,17 +102,43 @@ def dpt_mdp(env: TaskFamily, config: DPTMDPConfig) -> Method:
     Raises:
       ValueError: a family that does not, or that cannot be asked about places that nobody came to.
     """
+    last, tokens, blank = config.query == "last", tokens_of(config), no_transition(env, env.default_params)
+
+    def init_params(key: Array) -> Policy:
+        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
+        return Policy(config.model, *spaces, key, tokens)
+
+    def actor(params: Tree, greedy: bool) -> Agent:
+        from_cache = last or isinstance(env, Bandit)  # whose query never changes
+        return in_context(params, greedy) if from_cache else rereading(params, config.horizon, blank, greedy)
+
+    loss = partial(asked_loss if last else prefix_loss, train_empty=config.train_empty)
+    return pretrained(env, config, init_params, loss, actor)
+
+
+def tokens_of(config: DPTMDPConfig) -> EmbeddingConfig:
+    """What a model reads with these options."""
+    return dataclasses.replace(TOKENS[config.query], integers=config.integers)
+
+
+def pretrained(
+    env: TaskFamily,
+    config: DPTMDPConfig,
+    init_params: Callable[[Array], Tree],
+    loss: Callable[[Tree, Example, Array], tuple[Array, dict]],
+    actor: Callable[[Tree, bool], Agent],
+) -> Method:
+    """What lowers a loss of contexts and of what is asked; see `dpt_mdp` and `supervised`.
+
+    Args:
+      actor: `(params, greedy) -> agent`, before any context.
+    """
     require(env.optimal_action is not None, "env", env.name, "a family with optimal_action, which labels are")
     if env.reset_anywhere is None:
         require(config.asked == "visited", "asked", config.asked, f"'visited', as {env.name} has no reset_anywhere")
     for name in set(config.behaviours) - {"random"}:
         make_behaviour(env, name)  # refuses early what does not fit
-    last, tokens, blank = config.query == "last", TOKENS[config.query], no_transition(env, env.default_params)
-    tokens_per_row = (config.horizon + 1) * len(tokens.groups)
-
-    def init_params(key: Array) -> Policy:
-        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
-        return Policy(config.model, *spaces, key, dataclasses.replace(tokens, integers=config.integers))
+    tokens_per_row = (config.horizon + 1) * len(TOKENS[config.query].groups)
 
     def draw(key: Array) -> Example:
         return sample_example(env, config, key)
@@ -125,16 +152,15 @@ def dpt_mdp(env: TaskFamily, config: DPTMDPConfig) -> Method:
     def agent(
         params: Tree, context: Transition | None = None, online: bool = True, greedy: bool | None = None
     ) -> Agent:
-        greedy = not online if greedy is None else greedy
-        from_cache = last or isinstance(env, Bandit)  # whose query never changes
-        actor = in_context(params, greedy) if from_cache else rereading(params, config.horizon, blank, greedy)
-        actor = prompted(actor, context, online)
-        return between_episodes(actor, blank) if online and config.update == "episode" else actor
+        acting = prompted(actor(params, not online if greedy is None else greedy), context, online)
+        if not online or config.update == "step":
+            return acting
+        return between_episodes(acting, no_transition(env, env.default_params))
 
     return supervised(
         init_params,
         collect,
-        partial(asked_loss if last else prefix_loss, train_empty=config.train_empty),
+        loss,
         agent,
         config.optim,
         config.num_updates,

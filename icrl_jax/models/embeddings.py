@@ -249,16 +249,17 @@ class Embedding(nnx.Module):
         ]
         return jnp.stack(tokens, axis=-2)
 
-    def one(self, name: Input, value: Tree) -> Array:
-        """The token [..., D] of a single input by itself: a candidate action, say, that a planner peeks at.
+    def token(self, **inputs: Tree) -> Array:
+        """The token [..., D] of some inputs by themselves: of a candidate action, say, that a planner peeks at.
 
         Raises:
-          ValueError: an input without a token of its own.
+          ValueError: inputs that are not those of one token.
         """
-        if (name,) not in self.groups:
-            alone = ", ".join(group[0] for group in self.groups if len(group) == 1) or "none in this embedding"
-            raise ValueError(f"name={name!r} must be an input with a token of its own: {alone}")
-        return self.tokens[self.groups.index((name,))](self._features([(name, value, None)]))
+        names = tuple(inputs)
+        if names not in self.groups:
+            groups = ", ".join(" and ".join(group) for group in self.groups)
+            raise ValueError(f"inputs={names!r} must be those of one token: {groups}")
+        return self.tokens[self.groups.index(names)](self._features([(*item, None) for item in inputs.items()]))
 
     def _features(self, inputs: list[tuple[str, Tree, Array | None]]) -> Array:
         """Inputs (name, value, where to hide it), joined to [..., F]."""

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from icrl_jax.core import Tree
+
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 
@@ -140,6 +142,13 @@ class Mlp(nnx.Module):
 def fan_in(key: Array, shape: tuple[int, ...], inputs: int) -> nnx.Param:
     """Weights of variance 1 / `inputs`."""
     return nnx.Param(jax.random.normal(key, shape) * inputs**-0.5)
+
+
+def pick(branches: Tree, parent_BN: Array) -> Tree:
+    """Of rows [B * n, ...], n to each of B: those numbered parent[b, i] in [0, n), also [B * n, ...]."""
+    B, n = parent_BN.shape
+    row = (n * jnp.arange(B, dtype=parent_BN.dtype)[:, None] + parent_BN).reshape(-1)
+    return jax.tree.map(lambda x: x[row], branches)
 
 
 def along(values: Any, x: Array) -> Array:

@@ -10,7 +10,7 @@ from icrl_jax.models.embeddings import EmbeddingConfig, by_step, interleave, mak
 from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.kinds import ModelConfig, make_model
 from icrl_jax.models.layers import Aux
-from icrl_jax.models.queries import answer_all, answer_step
+from icrl_jax.models.queries import answer_all, answer_step, read_step
 
 TRANSITION, LINEAR = EmbeddingConfig(), ActionHeadConfig()
 
@@ -62,27 +62,34 @@ class Policy(nnx.Module):
         self, carry: Tree, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
     ) -> tuple[Tree, Array, Aux]:
         """`__call__` up to the head: what the model says after each input [B, T, D], for other heads to read."""
+        x, query_BTD, marks, key = self.tokens(timesteps, key, mask)
+        if query_BTD is not None:
+            return answer_all(self.body, carry, x, query_BTD, *marks, key)
+        carry, y, aux = self.body(carry, x, *marks, key)
+        return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
+
+    def tokens(
+        self, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
+    ) -> tuple[Array, Array | None, tuple[Array, Array], Array | None]:
+        """What the model is given: tokens in one sequence [B, T * N, D], the query of each step [B, T, D] where it is
+        asked, which tokens begin a sequence and which an episode, and a key for what it draws."""
         x_BTND = self.embed(timesteps)
-        x, reset, episode = x_BTND[:, :, 0], timesteps.reset, _begins(timesteps)
-        if not self.asks:
+        x, query_BTD, reset, episode = x_BTND[:, :, 0], None, timesteps.reset, _begins(timesteps)
+        if self.asks:
+            query_BTD = x_BTND[:, :, 1]
+        else:
             x, reset, episode = interleave(x_BTND, reset, episode)
         if mask:
             key_mask, key = jax.random.split(key)  # type: ignore[arg-type]
             x = jnp.where(jax.random.bernoulli(key_mask, mask, x.shape[:2])[..., None], 0, x)
-        if self.asks:
-            return answer_all(self.body, carry, x, x_BTND[:, :, 1], reset, episode, key)
-        carry, y, aux = self.body(carry, x, reset, episode, key)
-        return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
+        return x, query_BTD, (reset, episode), key
 
     def read_step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
         """`step` up to the head, [B, D]."""
         x_BND, reset, episode = self.embed(timestep), timestep.reset, _begins(timestep)
         if self.asks:
             return answer_step(self.body, carry, x_BND[:, 0], x_BND[:, 1], reset, episode)
-        for n in range(self.embed.num_tokens - 1):
-            carry, _ = self.body.step(carry, x_BND[:, n], reset, episode)
-            reset = episode = jnp.zeros_like(reset)
-        return self.body.step(carry, x_BND[:, -1], reset, episode)
+        return read_step(self.body, carry, x_BND, reset, episode)
 
 
 def _begins(timestep: TimeStep) -> Array:

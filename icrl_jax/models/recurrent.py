@@ -7,6 +7,7 @@ from flax import nnx
 from jax import Array
 
 from icrl_jax.core import Tree
+from icrl_jax.models.layers import pick
 
 
 class Recurrent(nnx.Module):
@@ -23,3 +24,7 @@ class Recurrent(nnx.Module):
     def branch(self, carry: Tree, n: int, depth: int) -> Tree:
         """n branches per row, row-major [B * n, ...]; a memory of fixed size is copied, whatever their `depth`."""
         return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), carry)
+
+    def prune(self, carry: Tree, parent_BN: Array) -> Tree:
+        """Branches of which the i-th of row b goes on from what was its branch parent[b, i]."""
+        return pick(carry, parent_BN)

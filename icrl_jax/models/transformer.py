@@ -32,6 +32,7 @@ from icrl_jax.models.layers import (
     fan_in,
     gather,
     linear,
+    pick,
     precision,
     widened,
 )
@@ -274,14 +275,14 @@ class Transformer(nnx.Module):
         """The output [B, N, D] for each of N candidates, as if it alone came next; the carry stays as it is."""
         return self._next(carry, x_BND, commit=False)[0]
 
-    def look_back(self, carry: Memory, x_BTD: Array, length_BT: Array) -> Array:
-        """`peek` at one candidate after each of T inputs, which are all that `carry` has ever read: candidate t sees
-        the last length[t] of those up to input t. For positions that are counted, or none."""
-        C, index_T = self.config.context_len, 1 + jnp.arange(x_BTD.shape[1], dtype=jnp.int32)
-        age_TC = index_T[:, None] - jnp.arange(C, dtype=jnp.int32)[None]
-        visible_BTC = (age_TC >= 1)[None] & (age_TC[None] <= jnp.minimum(length_BT, C - 1)[..., None])
-        x, turn = self._embed(x_BTD, length_BT, None, index_T[None])
-        return self._through(carry, x, turn, Slots(carry.index, carry.index, (), (visible_BTC,)), commit=False)[0]
+    def look_back(self, carry: Memory, x_BND: Array, length_BN: Array, index_N: Array) -> Array:
+        """`peek` at N candidates, each after so many of the inputs, which are all that `carry` has ever read: candidate
+        n sees the last length[n] of the first index[n]. For positions that are counted, or none."""
+        C = self.config.context_len
+        age_NC = index_N[:, None] - jnp.arange(C, dtype=jnp.int32)[None]
+        visible_BNC = (age_NC >= 1)[None] & (age_NC[None] <= jnp.minimum(length_BN, C - 1)[..., None])
+        x, turn = self._embed(x_BND, length_BN, None, index_N[None])
+        return self._through(carry, x, turn, Slots(carry.index, carry.index, (), (visible_BNC,)), commit=False)[0]
 
     def branch(self, carry: Memory, n: int, depth: int) -> Branches:
         """n branches per row that share the past and have room for `depth` inputs each; row-major, [B * n, ...].
@@ -299,6 +300,12 @@ class Transformer(nnx.Module):
         shape = (length.shape[0], cfg.kv_heads, depth, cfg.head_width)
         empty = (jnp.zeros(shape, cfg.compute_dtype),) * cfg.num_layers
         return Branches(carry, jnp.int32(0), length, place, empty, empty, total)
+
+    def prune(self, carry: Branches, parent_BN: Array) -> Branches:
+        """Branches of which the i-th of row b goes on from what was its branch parent[b, i]."""
+        own = carry.length, carry.place, carry.k, carry.v, carry.total
+        length, place, k, v, total = pick(own, parent_BN)
+        return carry._replace(length=length, place=place, k=k, v=v, total=total)
 
     def __call__(
         self,

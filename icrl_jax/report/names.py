@@ -74,6 +74,7 @@ METRICS: dict[str, Metric] = {
     "offline_return": Metric("offline return", False),
     "success": Metric("success", False),
     "tv_distance": Metric("total-variation distance", True),
+    "act_ms": Metric("milliseconds an act", True),
 }
 
 # Whom a trained agent is held against when the caller names nobody: the first of these that is there.

@@ -12,6 +12,7 @@ from two_episodes import TwoEpisodes, on_host, scout
 
 import icrl_envs
 from icrl_jax.agents import (
+    PlanConfig,
     between_episodes,
     empirical_mean,
     lcb,
@@ -32,6 +33,7 @@ from icrl_jax.agents import (
 )
 from icrl_jax.agents.planner import Planned
 from icrl_jax.core import Agent, TimeStep, Transition, partial
+from icrl_jax.methods.dicp import DICPConfig, dicp
 from icrl_jax.methods.dpt import dpt
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, dpt_mdp
 from icrl_jax.rollout import no_transition, replay, rollout, start
@@ -46,9 +48,11 @@ DENSE = icrl_envs.make("dark_room", "dpt", size=5, horizon=7)
 COPIES = icrl_envs.copies(GAUSSIAN, 2)
 DPT = dpt(GAUSSIAN, tiny.dpt_config())  # untrained; its cache of 8 is overwritten twice
 ASKED_FIRST = dpt_mdp(DENSE, DPTMDPConfig(tiny.dpt_config().model, horizon=7, query="first"))
+DICP = dicp(DENSE, DICPConfig(tiny.dpt_config().model, horizon=7, plan=PlanConfig(2, 3)))
 
 AGENTS = {
     "between_episodes": (between_episodes(posterior(DENSE), no_transition(DENSE, DENSE.default_params)), DENSE),
+    "dicp": (DICP.agent(DICP.init(jax.random.key(0)).params), DENSE),
     "dpt": (DPT.agent(DPT.init(jax.random.key(0)).params), GAUSSIAN),
     "dpt_rereading": (ASKED_FIRST.agent(ASKED_FIRST.init(jax.random.key(0)).params), DENSE),
     "empirical_mean": (empirical_mean(A), GAUSSIAN),
@@ -139,9 +143,11 @@ def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name,
     if isinstance(carries[0], Planned):  # what it plans is drawn at random
         carries = [carry.known for carry in carries]
     chex.assert_trees_all_equal(*carries)
-    carry = carries[0].memory if name == "noise_curriculum" else carries[0]
+    carry = carries[0].memory if name in ("noise_curriculum", "dicp") else carries[0]
     if "posterior" not in name and name != "between_episodes":  # which count only what does not fit
-        learned = carry.length - (name == "dpt") if "dpt" in name else carry.counts.sum()  # DPT's first is its query
+        learned = (
+            carry.length - (name in ("dicp", "dpt")) if name == "dicp" or "dpt" in name else carry.counts.sum()
+        )  # whose first input shows no transition
         assert learned == (7 if name == "dpt_rereading" else T - 1)  # which keeps the newest
 
 
@@ -157,7 +163,7 @@ def test_agents_forget_at_a_reset(name, getkey):
     agent, env = AGENTS[name]
     (fresh, *first), (forgotten, *again) = forget(agent, env, getkey())
     chex.assert_trees_all_equal(first, again)
-    if name not in ("dpt", "between_episodes"):  # which keep what they do not look at any more
+    if name not in ("dicp", "dpt", "between_episodes"):  # which keep what they do not look at any more
         chex.assert_trees_all_equal(fresh, forgotten)
 
 

@@ -249,17 +249,19 @@ def test_a_pair_of_actions_is_read_as_two():
     assert_close(embed(embedding, inputs)[:, :, 0], expected)
 
 
-def test_one_is_the_token_that_the_next_step_would_have():
+def test_a_token_by_itself_is_the_one_that_the_next_step_would_have():
     """So a planner may ask about an action before anything has followed it."""
     inputs = make_timesteps(SPACES["table"])._replace(reset=jnp.zeros((B, T), bool))
     embedding = make(SPACES["table"], tokens="modality", inputs=("action", "feedback", "obs"))
     tokens = embed(embedding, inputs)
-    assert_close(embedding.one("action", inputs.prev.action), tokens[:, :, 0])
-    assert_close(embedding.one("obs", inputs.obs), tokens[:, :, 2])
-    with pytest.raises(ValueError, match="name='action' must be .* none"):
-        make(SPACES["table"], inputs=("action", "obs")).one("action", inputs.prev.action)
+    assert_close(embedding.token(action=inputs.prev.action), tokens[:, :, 0])
+    assert_close(embedding.token(obs=inputs.obs), tokens[:, :, 2])
+    joined = make(SPACES["table"], inputs=("obs", "action"))
+    assert_close(joined.token(obs=inputs.obs, action=inputs.prev.action), embed(joined, inputs)[:, :, 0])
+    with pytest.raises(ValueError, match="must be those of one token: obs and action"):
+        joined.token(action=inputs.prev.action)
     alone = make(SPACES["table"], inputs=("action",))
-    assert_close(alone.one("action", inputs.prev.action), embed(alone, inputs)[:, :, 0])
+    assert_close(alone.token(action=inputs.prev.action), embed(alone, inputs)[:, :, 0])
 
 
 def test_a_query_is_a_token_of_its_own_beside_one_of_all_that_happened():

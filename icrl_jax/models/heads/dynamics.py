@@ -1,4 +1,4 @@
-"""The head for what happens next: the reward and the observation."""
+"""The head for what happens next: the reward and the observation, and what the rest of the episode pays."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from flax import nnx, struct
 from icrl_jax.core import Array, Tree
 from icrl_jax.models.embeddings import Integers, Part, parts_of
 from icrl_jax.models.heads.readout import Readout, check_hidden
-from icrl_jax.models.heads.values import NumberHead, Scalar, TwoHot
+from icrl_jax.models.heads.values import NumberHead, Scalar, TwoHot, ValueHeadConfig, make_value_head
 from icrl_jax.models.layers import check_choices
 
 
@@ -21,12 +21,14 @@ class DynamicsHeadConfig:
     Attributes:
         reward_values: all rewards there are, rising, to tell them apart as classes; empty: by regression.
         integers: what a bounded Box of integers is: "tables", each entry a class, or "numbers", by regression.
+        return_to_go: also predicts what the episode pays from this action on, by classification into bins.
         hidden: units of the hidden layers between the model and its answers.
     """
 
     reward_values: tuple[float, ...] = ()
     integers: Integers = "tables"
     hidden: tuple[int, ...] = ()
+    return_to_go: bool = False
 
     def __post_init__(self):
         check_choices(self, integers=Integers)
@@ -48,6 +50,9 @@ class Dynamics:
     reward: Scalar | TwoHot
     obs: tuple[Array, ...]  # of each part of an observation: means [..., *shape], or logits [..., *shape, values]
     parts: tuple[Part, ...] = struct.field(pytree_node=False)
+    ret: Scalar | TwoHot | None = (
+        None  # the sum of this reward and of all that follow in the episode, where it is predicted
+    )
 
     def obs_loss(self, next_obs: Tree) -> Array:
         """[...]: cross-entropy, or half the squared error where it is numbers, summed over all entries."""
@@ -64,17 +69,20 @@ class Dynamics:
 
 
 class DynamicsHead(nnx.Module):
-    """Reads the next reward and observation off what a model says after an action."""
+    """Reads the next reward and observation, and maybe the return, off what a model says after an action."""
 
     def __init__(self, parts: tuple[Part, ...], width: int, config: DynamicsHeadConfig, key: Array):
         self.parts = parts
         key_reward, *keys = jax.random.split(key, len(parts) + 1)
         self.reward = NumberHead(config.reward_values, width, config.hidden, key_reward)
         shapes = [part.shape + ((part.num_values,) if part.num_values else ()) for part in parts]
+        value = ValueHeadConfig("two_hot", hidden=config.hidden)
+        self.ret = make_value_head(width, value, jax.random.fold_in(key, 1)) if config.return_to_go else None
         self.obs = nnx.List(Readout(width, s, config.hidden, 0.0, k) for s, k in zip(shapes, keys, strict=True))
 
     def __call__(self, y: Array) -> Dynamics:
-        return Dynamics(self.reward(y), tuple(readout(y) for readout in self.obs), self.parts)
+        ret = None if self.ret is None else self.ret(y)
+        return Dynamics(self.reward(y), tuple(readout(y) for readout in self.obs), self.parts, ret)
 
 
 def make_dynamics_head(obs_space: Any, width: int, config: DynamicsHeadConfig, key: Array) -> DynamicsHead:
