@@ -382,14 +382,16 @@ def test_families_without_what_dpt_needs_are_refused():
     assert dpt_mdp(rooms, config(asked="visited", behaviours=("mixture",)))
 
 
-def learned(env, steps, query, **options):
-    """A small DPT after 500 updates."""
-    model = TransformerConfig(
+def small(steps):
+    return TransformerConfig(
         width=32, num_layers=2, num_heads=2, context_len=steps + 1, positions="none", dtype="float32"
     )
-    optim = OptimConfig(learning_rate=5e-3)
-    options = {"model": model, "optim": optim, "num_updates": 500, "batch_size": 128, "horizon": steps, **options}
-    method = dpt_mdp(env, DPTMDPConfig(query=query, integers="tables", **options))
+
+
+def learned(env, steps, query, **options):
+    """A small DPT after 500 updates."""
+    options = {"model": small(steps), "optim": OptimConfig(learning_rate=5e-3), "horizon": steps, **options}
+    method = dpt_mdp(env, DPTMDPConfig(query=query, integers="tables", num_updates=500, batch_size=128, **options))
     keys = jax.random.split(jax.random.key(0), 1)
     return method.agent(jax.tree.map(lambda x: x[0], fit(keys, method, Schedule(1, 500)).params))
 
@@ -399,26 +401,23 @@ def learned(env, steps, query, **options):
 def test_a_small_trained_dpt_gives_the_exact_posterior(query):
     """In a room of nine cells: the prior before any transition, and what separate transitions leave of it."""
     room, steps = icrl_envs.make("dark_room", "dpt", size=3, horizon=5), 13
-    draw = jax.jit(jax.vmap(lambda key: sample_example(room, config(horizon=steps, query="first"), key)))
-    held = draw(jax.random.split(jax.random.key(7), 31)).context
+    draw = jax.vmap(lambda key: scattered(room, room.sample_task(key), key, steps))
+    held = on_host(draw)(jax.random.split(jax.random.key(7), 31))
     exact = posterior(room, "step", room.tasks("train"))
-    untrained = (FIRST if query == "first" else LAST).agent(init(FIRST if query == "first" else LAST))
-    gaps = [
-        on_host(tv_distance)(who, exact, held, jax.random.key(2)) for who in (learned(room, steps, query), untrained)
-    ]
-    print([gap.mean(axis=0) for gap in gaps])
-    assert gaps[0][:, 0].max() < 0.05  # before any transition
-    assert gaps[0].mean() < 0.1 and gaps[1].mean() > 0.3
+    method = dpt_mdp(room, config(query=query, horizon=steps, model=small(steps)))
+    agents = learned(room, steps, query), method.agent(init(method))
+    gap, far = (on_host(tv_distance)(agent, exact, held, jax.random.key(2)) for agent in agents)
+    print(gap.mean(axis=0), far.mean(axis=0))
+    assert gap[:, 0].max() < 0.05  # before any transition
+    assert gap.mean() < 0.1 and far.mean() > 0.3
 
 
 @pytest.mark.slow
 def test_query_first_and_query_last_learn_the_same_where_the_query_is_constant():
     agents = [learned(BANDIT, T, query, behaviours=("mixture",)) for query in ("first", "last")]
-    draw = jax.jit(jax.vmap(lambda key: sample_example(BANDIT, config(behaviours=("mixture",)), key)))
-    held = draw(jax.random.split(jax.random.key(7), 31)).context
-    gap, far = (
-        on_host(tv_distance)(*pair, held, jax.random.key(2))
-        for pair in (agents, (agents[0], dpt_mdp(BANDIT, config()).agent(init(dpt_mdp(BANDIT, config())))))
-    )
+    untrained = dpt_mdp(BANDIT, config())
+    held = drawn(BANDIT, behaviours=("mixture",))[1].context
+    others = agents[1], untrained.agent(init(untrained))
+    gap, far = (on_host(tv_distance)(agents[0], other, held, jax.random.key(2)) for other in others)
     print(gap.mean(axis=0), far.mean(axis=0))
     assert gap.mean() < 0.05 and far.mean() > 0.2
