@@ -6,7 +6,9 @@ make train EXPERIMENT=dit_dark_room ARGS="--weights critic"      weights by adva
 
 Contexts are single episodes of a behaviour that takes the best action every fifth time and any otherwise. Beside DIT,
 on the same contexts: BC, which imitates what was done next; WBC, which does so with DIT's weights; and DPT, which is
-given the best actions as labels, the upper reference.
+given the best actions as labels, the upper reference. In the small room `--expert-share` 0.1, 0.2, 0.3 and 0.4 earn 6,
+14, 25 and 37 % of the oracle's return. What is seen counts from the next step on, which helps WBC most: with
+`--update episode`, as in the paper, the same weights reach 35 (DIT), 31 (DPT), 24 (WBC) and 3 (BC).
 """
 
 import dataclasses

@@ -11,15 +11,19 @@ from two_episodes import TwoEpisodes, on_host
 
 import icrl_envs
 from icrl_envs import revealed
+from icrl_jax.agents import oracle
 from icrl_jax.core import Transition
 from icrl_jax.data.behaviours import noisy_expert
 from icrl_jax.data.contexts import asked
+from icrl_jax.evaluate import evaluate
 from icrl_jax.methods import dit as module
 from icrl_jax.methods.dit import DITConfig, Learned, dit, draw_sample, weighted_loss
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, asked_loss, dpt_mdp
+from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.actor_critic import ActorCritic
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import rollout, start
+from icrl_jax.train import Schedule, fit
 
 SIZE, HORIZON = 5, 3  # of the room, and of its episodes
 ROOM = icrl_envs.make("dark_room", "dit", size=SIZE, horizon=HORIZON)
@@ -343,3 +347,30 @@ def test_families_without_what_dit_needs_are_refused():
     with pytest.raises(ValueError, match="labels='optimal': must be another, as TwoEpisodes has no reset_anywhere"):
         dit(TwoEpisodes(), config(labels="optimal", weights="uniform"))
     assert dit(TwoEpisodes(), config())
+
+
+def learned(room, **options):
+    """The return of each online episode of a small policy after 300 updates, on the goals that it was trained on."""
+    model = TransformerConfig(width=32, num_layers=2, num_heads=2, context_len=10, positions="none", dtype="float32")
+    optim = OptimConfig(learning_rate=5e-3, clip=None)
+    sizes = {"model": model, "optim": optim, "num_updates": 300, "batch_size": 64, "horizon": 9}
+    method = dit(room, DITConfig(integers="tables", **sizes, **options))
+    state = fit(jax.random.split(jax.random.key(0), 1), method, Schedule(1, 300))
+    agent = method.agent(jax.tree.map(lambda x: x[0], state.params))
+    tasks = jax.tree.map(lambda x: x.repeat(31, axis=0), room.tasks("train"))
+    return np.asarray(evaluate(agent, room, tasks, jax.random.key(1), num_episodes=5).curves["return"]).mean(axis=0)
+
+
+@pytest.mark.slow
+def test_a_small_dit_does_better_than_whom_it_learns_from_and_cloning_does_not():
+    room = icrl_envs.make("dark_room", "dit", size=3, horizon=9)
+    tasks = jax.tree.map(lambda x: x.repeat(31, axis=0), room.tasks("train"))
+    by, best = (
+        np.asarray(evaluate(agent, revealed(room), tasks, jax.random.key(1), num_episodes=5).curves["return"]).mean()
+        for agent in (noisy_expert(room, 0.2), oracle(room))
+    )
+    by_returns, by_advantages, cloned = (
+        learned(room, **options) for options in ({}, {"weights": "critic"}, {"labels": "next", "weights": "uniform"})
+    )
+    print(by, best, by_returns, by_advantages, cloned)
+    assert by_returns[-1] > 1.3 * by and by_advantages[-1] > 1.3 * by and cloned[-1] < 1.1 * by < best
