@@ -1,7 +1,7 @@
 # ruff: noqa: N806
 """What experiments on episodic families share: returns in context, beside the source, controls and the oracle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments._bandits import trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
-from icrl_jax.core import Agent, Array, Method, Tree
+from icrl_jax.core import Agent, Array, Method, Tree, partial
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
@@ -75,6 +75,31 @@ def returns(agent: Agent, env: TaskFamily, tasks: Tree, repeats: int, num_episod
     found = evaluate(agent, env, many, jax.random.key(EVAL_SEED + 1), num_episodes=num_episodes)
     curve = np.asarray(found.curves["return"])
     return curve.reshape(-1, repeats, curve.shape[-1]).mean(axis=1)
+
+
+def offline_returns(
+    players: Mapping[str, Sequence[Callable[[Tree], Agent]]], env: TaskFamily, tasks: Tree, repeats: int, contexts: Tree
+) -> dict[str, np.ndarray]:
+    """Returns of one episode that each plays from a given context alone, the mean over repeats, [S, B].
+
+    Args:
+      players: for each name and seed, `context -> agent`.
+      contexts: transitions, [B * repeats, T, ...].
+    """
+    many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
+    key, found = jax.random.key(EVAL_SEED + 3), {}
+    for who, of_seeds in players.items():
+        played = [evaluate(player, env, many, key, num_episodes=1, context=contexts) for player in of_seeds]
+        returns = np.stack([np.asarray(one.metrics["mean_return"]) for one in played])
+        found[who] = returns.reshape(len(of_seeds), -1, repeats).mean(axis=-1)
+    return found
+
+
+def answering(method: Method, params: Tree) -> list[Callable[[Tree], Agent]]:
+    """For each seed, `context -> agent`, which acts on it alone by the likeliest action."""
+    answer = lambda params, context: method.agent(params, context, online=False)
+    num_seeds = jax.tree.leaves(params)[0].shape[0]
+    return [partial(answer, jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
 
 
 def source_returns(env: TaskFamily, histories: HistoriesConfig, tasks: Tree) -> np.ndarray:

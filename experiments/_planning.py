@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,8 +12,10 @@ from experiments._bandits import intervals, trained_agents
 from icrl_envs import TaskFamily
 from icrl_jax.core import Agent, Tree
 from icrl_jax.evaluate import evaluate
-from icrl_jax.methods.dicp import DICPConfig, dicp
+from icrl_jax.methods.dicp import DICPConfig, DICPDPTConfig, dicp
 from icrl_jax.run import Findings, Trained
+
+Config = TypeVar("Config", DICPConfig, DICPDPTConfig)
 
 COST = "act_ms"
 
@@ -40,7 +43,7 @@ def findings(trained: Trained) -> Findings:
     return found._replace(conditions={"one task at a time": intervals(COST, cost)})
 
 
-def without_planning(config: DICPConfig) -> DICPConfig:
+def without_planning(config: Config) -> Config:
     """The same weights, which act as the policy does."""
     return dataclasses.replace(config, plan=dataclasses.replace(config.plan, plan_depth=0))
 

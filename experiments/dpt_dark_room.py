@@ -8,7 +8,9 @@ offline it takes the likeliest action given the same contexts, separate random t
 does better offline has seen more than its context.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,24 +115,17 @@ def offline(trained: Trained, tasks: Tree, repeats: int) -> dict[str, dict]:
     """Returns of one episode that is played from a given context alone, by the likeliest action."""
     env, horizon = trained.env, trained.config.dpt.horizon
     many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
-    num_seeds = jax.tree.leaves(trained.params)[0].shape[0]
-    of_seed = lambda s: jax.tree.map(lambda x: x[s], trained.params)
-    answer = lambda params, context: trained.method.agent(params, context, online=False)
-    players = {
-        "dpt": [partial(answer, of_seed(s)) for s in range(num_seeds)],
-        "posterior": [partial(_prompted, agents.posterior(env, "greedy"))],
+    players = {"dpt": episodes.answering(trained.method, trained.params), "posterior": [exactly(env)]}
+    kinds = {"offline_random": random_contexts, "offline_expert": expert_contexts}
+    return {
+        name: intervals(OFFLINE, episodes.offline_returns(players, env, tasks, repeats, make(env, many, horizon)))
+        for name, make in kinds.items()
     }
-    conditions = {}
-    for name, make in {"offline_random": random_contexts, "offline_expert": expert_contexts}.items():
-        contexts = make(env, many, horizon)
-        found = {}
-        for who, of_seeds in players.items():
-            key = jax.random.key(episodes.EVAL_SEED + 3)
-            played = [evaluate(player, env, many, key, num_episodes=1, context=contexts) for player in of_seeds]
-            returns = np.stack([np.asarray(one.metrics["mean_return"]) for one in played])
-            found[who] = returns.reshape(len(of_seeds), -1, repeats).mean(axis=-1)
-        conditions[name] = intervals(OFFLINE, found)
-    return conditions
+
+
+def exactly(env: Any) -> Callable[[Transition], Agent]:
+    """`context -> agent` that does what is best by the exact posterior."""
+    return partial(_prompted, agents.posterior(env, "greedy"))
 
 
 def _prompted(agent: Agent, context: Transition) -> Agent:

@@ -210,6 +210,22 @@ def test_dicp_dark_room_runs_a_few_steps(tmp_path):
     assert found.record.info["planned_return"].shape == (2, 5)
 
 
+def test_methods_are_compared_on_the_same_tasks(tmp_path):
+    experiment = EXPERIMENTS["compare_dark_room"]
+    sizes = (
+        "--room-size 5 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 16 --horizon 15 "
+        "--batch-size 4 --eval-tasks 5 --eval-episodes 3 --num-steps 60 --num-streams 2 --stride 2 --num-updates 2 "
+        "--num-chunks 2 --dynamics-steps 3 --beam-width 2 --plan-depth 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    learned = {"ad", "dicp_ad", "dpt", "dicp_dpt", "dit"}
+    assert set(results["agents"]) == learned | {"source", "posterior", "random", "oracle"}
+    assert set(results["conditions"]["offline_random"]) == learned | {"posterior"}
+    numbers = {who: found["final_return"]["n"] for who, found in results["agents"].items()}
+    assert set(numbers.values()) == {5}  # one row of the table for all
+
+
 def test_the_histories_that_were_distilled_are_drawn(tiny_ad):
     run_dir, _ = tiny_ad
     assert imread(run_dir / "figures" / "histories.png").std() > 0.01
@@ -298,8 +314,8 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert refused.value.code == 2
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
-        "ad_key_to_door, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, dpt_bandit, "
-        "dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
+        "ad_key_to_door, compare_dark_room, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, "
+        "dpt_bandit, dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
     )
 
 
@@ -339,7 +355,7 @@ def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anyth
         make_plan(experiment, config)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("dicp", "dit", "dpt"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("compare", "dicp", "dit", "dpt"))])
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]
