@@ -144,14 +144,14 @@ def findings(
     updates = [row["update"] for row in trained.metrics]
     loss, watched = (np.array([row[what] for row in trained.metrics]).T for what in ("loss", f"eval/{metric}"))
     watched_label = f"{metric.replace('_', ' ')} on {'training' if env.tasks is not None else 'validation'} tasks"
-    longest = max(x.shape[-1] for x in curves.values())
+    num_learned = curves["source"].shape[-1] if "source" in curves else 0
     figures = [
         (
             "returns",
             report.curve_figure(drawn, "episode", "return", log=False),
             f"Return of each episode in {env.name}, on tasks that were held out of training. The context is empty at "
             f"first; no weight changes."
-            + (f" The source learns from scratch for {longest} episodes." if "source" in curves else ""),
+            + (f" The source learns from scratch for {num_learned:,} episodes." if num_learned else ""),
         ),
         *histories_figure(trained.data),
         (

@@ -63,7 +63,12 @@ class ADConfig:
         if self.model.context_len == 1:
             raise ValueError(f"model={kind_of(self.model)!r}: must be one that remembers what came before")
         if isinstance(self.model, TransformerConfig):
-            self.model.check_horizon(self.horizon * self.embedding.num_tokens, "tokens of the horizon")
+            self.model.check_horizon(self.tokens_per_row, "tokens of the horizon")
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Inputs of the model in one window."""
+        return self.horizon * self.embedding.num_tokens
 
     def env_steps(self, env: TaskFamily, num_seeds: int) -> int:
         """Steps of all histories, which all seeds share."""
@@ -113,7 +118,7 @@ def ad(env: TaskFamily, config: ADConfig, data: Callable[[], Distilled] | Stored
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=config.horizon * config.embedding.num_tokens,
+        tokens_per_row=config.tokens_per_row,
         data=build,
         least_rows=config.model.least_rows,
         feed=feed,

@@ -70,6 +70,11 @@ class DPTConfig:
         if isinstance(self.model, TransformerConfig):
             self.model.check_horizon(self.horizon + 1, "horizon + 1")
 
+    @property
+    def tokens_per_row(self) -> int:
+        """Inputs of the model in one row: the query and every transition."""
+        return self.horizon + 1
+
     def env_steps(self, env: Bandit, num_seeds: int) -> int:
         """Steps that are taken to make the contexts; fixed ones are made once."""
         return (self.num_tasks or self.num_updates * self.batch_size * num_seeds) * self.horizon
@@ -123,7 +128,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=config.horizon + 1,
+        tokens_per_row=config.tokens_per_row,
         data=partial(_dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
         least_rows=config.model.least_rows,
