@@ -2,7 +2,7 @@
 # everything else is put into .venv/ by the first command that wants it. `make help` lists them.
 
 EXPERIMENT = dpt_bandit#  a script in experiments/, without .py
-PRESET     = cpu#         a run preset: cpu or paper
+PRESET     = cpu#         a run preset: cpu, paper, or another of the experiment
 ARGS       =#             more options, e.g. ARGS="--seed 1"
 JAX_EXTRA  =#             cpu, cuda13, cuda12 or tpu; empty: what .venv was made for, else what this machine has
 PYTHON     = python3#     the interpreter that .venv is made from

@@ -177,8 +177,8 @@ def findings(
         oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
         curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
-    longest = max(x.shape[-1] for x in curves.values())
-    more = f" The source learns from scratch for {longest} episodes." if "source" in curves else ""
+    num_learned = curves["source"].shape[-1] if "source" in curves else 0
+    more = f" The source learns from scratch for {num_learned:,} episodes." if num_learned else ""
     found = online_findings(trained, name, curves, metric, reference, more)
     return found._replace(figures=[found.figures[0], *histories_figure(trained.data), *found.figures[1:]])
 

@@ -18,7 +18,7 @@ from experiments import _distilled as distilled
 from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.methods.ad import ADConfig
-from icrl_jax.methods.sources import HistoriesConfig
+from icrl_jax.methods.sources import HistoriesConfig, make_source
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.transformer import TransformerConfig
@@ -35,6 +35,12 @@ class Config(RunOptions):
     """Also trains ED, the same model on an expert's pulls."""
     ad: ADConfig = field(default_factory=ADConfig)
     """The method."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ad.histories.source in ("ppo", "a2c", "sac"):
+            allowed = "one that can be held against AD as an agent, so not ppo, a2c or sac"
+            raise ValueError(f"source={self.ad.histories.source!r}: must be {allowed}")
 
     @property
     def horizon(self) -> int:
@@ -83,15 +89,18 @@ def findings(trained: Trained) -> Findings:
     evaluator = bandits.Evaluator(env, trained.watch)
     learned = {"ad": (trained.method, trained.params), **trained.controls}
     players = {name: bandits.trained_agents(*what) for name, what in learned.items()} | {
-        "source": [agents.ucb1(env.num_actions)],
         "thompson": [agents.thompson_beta(env.num_actions)],
         "random": [agents.uniform(env)],
     }
     online = {name: evaluator.online(player, tasks, horizon) for name, player in players.items()}
     omniscient = bandits.Evaluator(revealed(env), trained.watch)
+    histories = trained.config.ad.histories
+    if histories.source != "logged":  # nobody there to learn anew
+        source, where = make_source(env, histories)
+        online["source"] = (evaluator if where is env else omniscient).online([source], tasks, horizon)
     online["oracle"] = omniscient.online([agents.oracle(env)], tasks, horizon)
     means = np.asarray(jax.vmap(env.means)(tasks))
-    return bandits.regret_findings(trained, online, {}, {}, means, "source", "ad")
+    return bandits.regret_findings(trained, online, {}, {}, means, "source" if "source" in online else "thompson", "ad")
 
 
 EXPERIMENT = Experiment(

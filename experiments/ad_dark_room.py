@@ -34,6 +34,11 @@ class Config(RunOptions):
     ad: ADConfig = field(default_factory=ADConfig)
     """The method."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eval_episodes < 1:
+            raise ValueError(f"eval_episodes={self.eval_episodes!r}: must be at least 1")
+
 
 # Row and column apart: a goal that was never rewarded is still made of a row and a column that were.
 CELLS = EmbeddingConfig(inputs=("action", "feedback", "obs"), integers="tables")

@@ -154,7 +154,7 @@ EXPERIMENT = Experiment(
     score=_planning.score,
     findings=findings,
     controls=others,
-    notes=distilled.notes,
+    notes=lambda env, options: distilled.notes(env, options[:1]),  # of those that distil
 )
 
 if __name__ == "__main__":

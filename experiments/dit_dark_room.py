@@ -98,16 +98,6 @@ def controls(config: Config) -> dict[str, MethodSpec]:
     }
 
 
-def notes(config: Config, env: TaskFamily) -> list[str]:
-    """How good the behaviour is, on training tasks."""
-    tasks, world = env.tasks("train"), revealed(env)
-    by, best = (
-        float(episodes.returns(agent, world, tasks, 8, 1).mean())
-        for agent in (make_behaviour(env, config.dit), agents.oracle(env))
-    )
-    return [f"behaviour: an episode's return is {by:.2f} of the oracle's {best:.2f}, {by / best:.0%}"]
-
-
 def findings(trained: Trained) -> Findings:
     """Online from an empty context, and offline from one episode of chance, the behaviour or an expert.
 
@@ -181,7 +171,6 @@ EXPERIMENT = Experiment(
     score=episodes.watched,
     findings=findings,
     controls=controls,
-    notes=notes,
 )
 
 if __name__ == "__main__":

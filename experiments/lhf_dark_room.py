@@ -1,6 +1,6 @@
 """LHF in the dark room: AD on the histories that show best how to learn, and on all of them (Chen et al. 2025).
 
-make train EXPERIMENT=lhf_dark_room                     clean histories, three seeds: 4.9 where AD has 4.6
+make train EXPERIMENT=lhf_dark_room                     clean: 4.9 where AD has 4.6, not resolved at three seeds
 make train EXPERIMENT=lhf_dark_room PRESET=noisy        in 3 of 10 histories nothing is learned: 3.2 and 1.1
 make train EXPERIMENT=lhf_dark_room PRESET=paper        the paper's sizes, for one GPU
 

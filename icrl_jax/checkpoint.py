@@ -3,8 +3,6 @@
 import hashlib
 import logging
 import operator
-import os
-import re
 import sys
 import time
 import warnings
@@ -20,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from icrl_jax.core import TrainState, Tree
+from icrl_jax.disk import os_errors
 
 KEEP = 3
 """Checkpoints kept, the newest ones: where the last is damaged, those before it serve."""
@@ -48,14 +47,9 @@ def save(directory: Path, step: int, state: TrainState, data_digest: str | None 
             (directory / str(stale)).rename(aside)
     arrays = _to_arrays(state)
     meta = {"digest": digest(arrays), "data_digest": data_digest}
-    try:
-        with _manager(directory, create=True) as manager:
-            manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)))
-            manager.wait_until_finished()
-    except Exception as error:
-        if found := re.search(r"os_error_code='(\d+)'", str(error)):  # how TensorStore says it
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(directory)) from None
-        raise
+    with os_errors(directory), _manager(directory, create=True) as manager:
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)))
+        manager.wait_until_finished()
 
 
 class Restored(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from rich.console import Console
 import icrl_envs
 import icrl_jax
 from experiments import _bandits as bandits
+from experiments import _distilled, dpt_bandit
 from experiments import _episodes as episodes
-from experiments import dpt_bandit
 from icrl_jax import agents, checkpoint
 from icrl_jax.core import Transition
 from icrl_jax.data.histories import Distilled, Form, Histories
@@ -37,7 +38,8 @@ EXPERIMENTS = {name: importlib.import_module(f"experiments.{name}").EXPERIMENT f
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_presets_build(name):
+def test_presets_build(name, monkeypatch):
+    monkeypatch.setattr(_distilled, "free_bytes", lambda: 0.9 * 2**37)  # the paper's are for an accelerator
     for config in EXPERIMENTS[name].presets.values():
         plan = make_plan(EXPERIMENTS[name], config)
         assert plan.schedule.num_chunks * plan.schedule.updates_per_chunk == plan.method_spec.options.num_updates
@@ -128,14 +130,11 @@ def test_dit_dark_room_runs_a_few_steps(tmp_path):
     assert {"dit", "bc", "wbc", "dpt", "behaviour", "random", "oracle"} == set(results["agents"])
     final = {who: found["final_return"]["mean"] for who, found in results["agents"].items()}
     assert final["random"] < final["oracle"] and final["behaviour"] < final["oracle"]
-    assert len(results["curves"]["dit"]["return"]) == 3 and results["env_steps"] == 4 * 4 * 7
+    assert len(results["curves"]["dit"]["return"]) == 3 and results["env_steps"] == 4 * 4 * 4 * 7
     contexts = {f"offline_{who}{how}" for who in ("random", "behaviour", "expert") for how in ("", "_greedy")}
     assert contexts == set(results["conditions"])
     for found in results["conditions"].values():
         assert {"dit", "bc", "wbc", "dpt"} == set(found) and found["dit"]["offline_return"]["n"] == 2
-    said = experiment.notes(config, experiment.env(config).build())[0]
-    best = results["agents"]["oracle"]["mean_return"]["mean"]
-    assert said.startswith("behaviour: an episode's return is ") and f"of the oracle's {best:.0f}" in said
 
 
 def test_dit_linear_bandit_runs_a_few_steps(tmp_path):
@@ -182,7 +181,8 @@ def test_ad_dark_room_runs_a_few_steps(tiny_ad):
     assert {"ad", "ed", "source", "random", "oracle"} == set(results["agents"])
     assert results["agents"]["oracle"]["final_return"]["mean"] == 16.375  # of the 16 goals held out (Zisman et al.)
     assert results["agents"]["ad"]["first_return"]["n"] == 16
-    assert results["env_steps"] == 65 * 2 * 600
+    assert results["env_steps"] == 2 * 65 * 2 * 600  # of AD and of ED
+    assert results["tokens"] == 2 * 4 * 4 * 60
     assert len(results["curves"]["source"]["return"]) == 30 and len(results["curves"]["ad"]["return"]) == 3
     agent, env = icrl_jax.load(run_dir)[:2]
     tasks = jax.tree.map(lambda x: x[:3], env.tasks("test"))
@@ -231,6 +231,7 @@ def test_the_histories_that_were_distilled_are_drawn(tiny_ad):
     assert imread(run_dir / "figures" / "histories.png").std() > 0.01
     report = (run_dir / "report.html").read_text()
     assert "return of each episode in the 10 histories of each of 65 training tasks" in report  # 2, dealt to 5 each
+    assert "The source learns from scratch for 30 episodes." in report
 
 
 def test_the_curve_of_histories_counts_each_as_often_as_it_is_drawn():
@@ -328,8 +329,24 @@ def test_ad_bandit_runs_a_few_steps(tmp_path):
     argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
     results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
     assert {"ad", "ed", "source", "thompson", "random", "oracle"} == set(results["agents"])
-    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0 and results["env_steps"] == 11 * 7
+    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0 and results["env_steps"] == 2 * 11 * 7
     assert len(results["curves"]["ad"]["regret"]) == 7
+    argv += ["--source", "thompson_beta", "--no-control", "--num-updates", "2"]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert results["curves"]["source"] == results["curves"]["thompson"]
+
+
+@pytest.mark.parametrize("source", ["ppo", "a2c", "sac"])
+def test_a_source_that_is_no_agent_is_refused_by_bandits(source, capsys):
+    said = f"source='{source}': must be one that can be held against AD as an agent"
+    assert said in refused(capsys, "ad_bandit", "--source", source)
+
+
+def refused(capsys, name, *argv):
+    """What the command line is answered."""
+    with pytest.raises(SystemExit):
+        parse(name, EXPERIMENTS[name].presets, "", argv)
+    return " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
 
 
 @pytest.mark.parametrize("preset", ["cpu", "noisy", "half", "few", "light"])
@@ -355,11 +372,59 @@ def test_more_episodes_than_the_model_has_positions_for_are_refused_before_anyth
         make_plan(experiment, config)
 
 
+@pytest.mark.parametrize("name", ["ad_dark_room", "lhf_dark_room", "ad_key_to_door"])
+def test_no_episodes_to_evaluate_are_refused(name, capsys):
+    for number in ("0", "-1"):
+        assert f"eval_episodes={number}: must be at least 1" in refused(capsys, name, "--eval-episodes", number)
+
+
+SMALL_ROOM = ["--num-streams", "3", "--num-steps", "400", "--stride", "1"]
+
+
+def notes_of(*argv, name="ad_dark_room"):
+    return make_plan(EXPERIMENTS[name], parse(name, EXPERIMENTS[name].presets, "", [*SMALL_ROOM, *argv])).notes
+
+
+def mib(line):
+    """The first of its amounts of memory."""
+    return float(re.search(r"([\d,.]+) MiB of memory", line)[1].replace(",", ""))
+
+
+def test_what_is_printed_is_what_has_to_be_free(monkeypatch):
+    """The control's histories are collected while those of AD are held."""
+    ad, ed = notes_of()
+    (alone,) = notes_of("--source", "expert", "--no-control")
+    assert ad.startswith("histories: q_learning, ") and ed.startswith("histories: expert, ")
+    held = 65 * 3 * 400 * 12 / 2**20  # 12 bytes a step
+    assert mib(ed) == pytest.approx(mib(alone) + held, abs=0.11) and held > 0.8
+    monkeypatch.setattr(_distilled, "free_bytes", lambda: (mib(ed) + 0.1) * 2**20)
+    notes_of()
+    monkeypatch.setattr(_distilled, "free_bytes", lambda: (mib(ed) - 0.1) * 2**20)
+    advice = f"histories of source='expert' need {mib(ed)} MiB .* about --num-streams 1, or --num-steps 200, or --store"
+    with pytest.raises(OptionsError, match=advice):
+        notes_of()
+    notes_of("--no-control")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed():
+    with pytest.raises(OptionsError, match="need .* MiB of memory, and .* are free; what would do: about .*--store"):
+        notes_of("--num-tasks", "100000000")
+
+
+def test_what_a_store_takes_is_foretold(tmp_path):
+    ad, ed = notes_of("--store", f"{tmp_path}/room/")
+    assert f"streamed from {tmp_path}/room-ed, where" in ed
+    (size,) = re.findall(r"take ([\d.]+) MiB of the disk; made 65 of 65 tasks at a time", ad)
+    assert float(size) == pytest.approx(65 * 3 * 400 * 12 / 2**20, abs=0.06)
+    many = notes_of("--store", f"{tmp_path}/room", "--num-tasks", "100000000", "--no-control")[0]
+    assert mib(many) <= 256 and "of 100,000,000 tasks at a time" in many
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("compare", "dicp", "dit", "dpt"))])
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]
-    on_disk = dataclasses.replace(config.ad, histories=dataclasses.replace(config.ad.histories, store="data/here"))
+    on_disk = dataclasses.replace(config.ad, histories=dataclasses.replace(config.ad.histories, store="data/here/"))
     config = dataclasses.replace(config, ad=on_disk, control=True)
     for who, spec in experiment.controls(config).items():
         assert spec.options.histories.store == f"data/here-{who}"

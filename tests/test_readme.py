@@ -95,11 +95,15 @@ def test_python_in_the_architecture_runs(at_root, getkey):
     assert make_plan(experiment, experiment.presets["cpu"]).env.name == "BernoulliBandit"
 
 
-def test_python_in_the_guide_to_histories_runs(tmp_path, monkeypatch, capsys):
+def test_python_in_the_guide_to_histories_runs_and_its_command_fits(at_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(HISTORIES, "python")
     exec(compile(block, "histories.md", "exec"), {})
     assert capsys.readouterr().out == "(7, 3, 60)\n"
+    ((name, options),) = re.findall(r'EXPERIMENT=(\w+) ARGS="(.*--source logged.*)"', HISTORIES)
+    experiment = experiments()[name]
+    plan = make_plan(experiment, parse(name, experiment.presets, "", options.split()))
+    assert plan.notes[0] == "histories: logged, streamed from data/logged"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Histories collected: a source algorithm learns many tasks at once, in one compiled program."""
 
 import math
+import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ def collect_histories(
       keep_every: k, keeps only what `every_kth_episode` would, and holds no more than that.
       next_obs: whether to keep them. Within an episode they are the next `obs`; but not at its end, so for sequence
         models that read them (and learners into which a history is replayed) they are kept, every one.
-      max_bytes: the memory there is; by default what the device reports, and a CPU reports nothing.
+      max_bytes: the memory there is; by default `free_bytes()`.
       first_task: which task of more the first of these is, int32 []: they can so be made a part after another.
     Raises:
       ValueError: a size below 1, tasks that are not stacked or have a time limit of their own, more than `max_bytes`,
@@ -66,7 +67,7 @@ def predict_bytes(
     at_work = jax.eval_shape(_one_round, learner, _first(env_params))
     num_tasks = _num_tasks(env_params)
     uneven = num_tasks % jax.device_count() > 0  # then devices do a few tasks too many, and leaving those out is a copy
-    return _bytes(histories) * (2 if uneven else 1) + num_tasks * _bytes(at_work)
+    return nbytes(histories) * (2 if uneven else 1) + num_tasks * nbytes(at_work)
 
 
 def _one_round(learner: Learner, env_params: Any) -> Tree:
@@ -74,7 +75,8 @@ def _one_round(learner: Learner, env_params: Any) -> Tree:
     return learner.learn(learner.init(key, env_params), key)
 
 
-def _bytes(tree: Tree) -> int:
+def nbytes(tree: Tree) -> int:
+    """What arrays, or their shapes, take."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -104,9 +106,7 @@ def _check(env: Environment, env_params: Any, num_rounds: int) -> None:
 
 
 def _check_memory(needed: int, max_bytes: float | None, sizes: dict[str, int], keep_every: int | None) -> None:
-    limit = max_bytes
-    if limit is None:
-        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    limit = free_bytes() if max_bytes is None else max_bytes
     if needed > limit:
         times = math.ceil(needed / limit)
         ways = [f"{size // times} of the {size} {name}" for name, size in sizes.items() if size >= times]
@@ -115,6 +115,14 @@ def _check_memory(needed: int, max_bytes: float | None, sizes: dict[str, int], k
             f"max_bytes={limit / 2**20:,.1f} MiB: must be at least {needed / 2**20:,.1f} MiB for these histories; "
             f"it is enough for about {', or '.join([*ways, f'1/{times} of num_rounds'])}"
         )
+
+
+def free_bytes() -> float:
+    """The memory that the first device has left; a CPU reports none, and has its share of what the machine has."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
 
 
 def episode_steps(env: Environment) -> int:
@@ -153,7 +161,7 @@ def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs, fi
 
         blank = lambda x, dtype: jnp.zeros((num_streams, most, *x.shape[2:]), dtype)
         streams = jax.tree.map(blank, example, dtypes), jnp.zeros((num_streams, most), update_dtype)
-        deals = jax.tree.map(lambda x: jnp.stack([x] * num_streams), first_deal(keep_every))
+        deals = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_streams, *x.shape)), first_deal(keep_every))
         kept = _Kept(streams, jnp.zeros(num_streams, jnp.int32), deals)
         return jax.lax.scan(learn, (learner.init(key_init, env_params), kept), jnp.arange(num_rounds))[0][1]
 
@@ -182,13 +190,11 @@ def _keep_all(kept: _Kept, steps: tuple[Transition, Array], i: Array) -> _Kept:
 def _keep_first_hand(kept: _Kept, steps: tuple[Transition, Array]) -> _Kept:
     """Adds those steps of a round, [N, T, ...], whose episodes are dealt to the first hand."""
     transitions, update = steps
-    deals, hand = jax.vmap(deal)(kept.deals, transitions.terminated | transitions.truncated)
-    mine = hand == 0
-    nowhere = kept.streams[1].shape[1]
-    place = jnp.where(mine, kept.steps[:, None] + jnp.cumsum(mine, axis=1) - 1, nowhere)
+    most = kept.streams[1].shape[1]  # the places of other hands are beyond
+    deals, place = jax.vmap(partial(deal, most=most))(kept.deals, transitions.terminated | transitions.truncated)
     at = jnp.arange(update.shape[0])[:, None], place
     streams = jax.tree.map(lambda stream, new: stream.at[at].set(new, mode="drop"), kept.streams, steps)
-    return _Kept(streams, kept.steps + jnp.sum(mine, axis=1), deals)
+    return _Kept(streams, deals.held[:, 0], deals)
 
 
 def _narrow(env: Environment, example: Transition) -> Transition:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from icrl_envs.task_family import is_number, require
-from icrl_jax.core import Array
-from icrl_jax.data.histories import Histories, episode_returns
+from icrl_jax.core import Array, Transition
+from icrl_jax.data.histories import Histories, stream_returns
 
 
 def improvement(returns: Array, best: Array) -> Array:
@@ -60,11 +60,15 @@ def retention(
     require(is_number(stability_weight, 0), "stability_weight", stability_weight, "a finite number of at least 0")
     fits = temperature is None or (is_number(temperature, 0) and temperature > 0)
     require(fits, "temperature", temperature, "None or a finite number above 0")
-    returns = episode_returns(histories)
-    best = jnp.nanmax(returns, axis=(1, 2)) if best is None else best
-    each = lambda score: jax.vmap(jax.vmap(score, in_axes=(0, None)))(returns, best)
-    utility = each(improvement) + stability_weight * each(stability)
-    return jax.vmap(lambda utility: _rescaled(utility, temperature))(utility)
+
+    def of_task(transitions: Transition, best: Array | None) -> Array:
+        returns = jax.vmap(partial(stream_returns, form=histories.form))(transitions)
+        best = jnp.nanmax(returns) if best is None else best
+        each = lambda score: jax.vmap(score, in_axes=(0, None))(returns, best)
+        return _rescaled(each(improvement) + stability_weight * each(stability), temperature)
+
+    # A task after another: where episodes end early, the returns of all may take more memory than the histories.
+    return jax.lax.map(lambda task: of_task(*task), (histories.transitions, best))
 
 
 def _rescaled(utility: Array, temperature: float | None) -> Array:

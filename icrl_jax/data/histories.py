@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,6 @@ import jax.numpy as jnp
 
 from icrl_envs.task_family import is_int, require
 from icrl_jax.core import Array, Transition, Tree
-
-NOBODY = -1
 
 
 class Form(NamedTuple):
@@ -71,15 +70,15 @@ def episode_returns(histories: Histories) -> Array:
 
     E is as many episodes as T steps may hold: T / H where none ends early, else T.
     """
-    T = histories.shape[2]
-    num_episodes = T if histories.form.terminates else T // histories.form.episode_steps
+    return jax.vmap(jax.vmap(partial(stream_returns, form=histories.form)))(histories.transitions)
 
-    def one(transitions: Transition) -> Array:
-        done = (transitions.terminated | transitions.truncated).astype(jnp.int32)
-        returns = jax.ops.segment_sum(transitions.feedback, jnp.cumsum(done) - done, num_segments=num_episodes)
-        return jnp.where(jnp.arange(num_episodes) < jnp.sum(done), returns, jnp.nan)
 
-    return jax.vmap(jax.vmap(one))(histories.transitions)
+def stream_returns(transitions: Transition, form: Form) -> Array:
+    """`episode_returns` of one stream [T, ...], float32 [E]."""
+    done = (transitions.terminated | transitions.truncated).astype(jnp.int32)
+    num_episodes = done.size if form.terminates else done.size // form.episode_steps
+    returns = jax.ops.segment_sum(transitions.feedback, jnp.cumsum(done) - done, num_segments=num_episodes)
+    return jnp.where(jnp.arange(num_episodes) < jnp.sum(done), returns, jnp.nan)
 
 
 def every_kth_episode(histories: Histories, k: int) -> Histories:
@@ -146,13 +145,16 @@ def first_deal(k: int) -> Deal:
     return Deal(jnp.zeros(k, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def deal(before: Deal, done: Array) -> tuple[Deal, Array]:
-    """Deals the next steps of a stream, whose episodes end where `done` (bool [T]): to whom each goes, int32 [T]."""
+def deal(before: Deal, done: Array, most: int) -> tuple[Deal, Array]:
+    """Deals the next steps of a stream, whose episodes end where `done` (bool [T]): the place of each, int32 [T].
+
+    The hands lie one behind the other, with places for `most` steps each, which is enough (`room`).
+    """
 
     def step(before: Deal, done):
         held = before.held.at[before.hand].add(1)
         after = jnp.where(done, jnp.argmin(held).astype(jnp.int32), before.hand)
-        return Deal(held, after), before.hand
+        return Deal(held, after), before.hand * most + before.held[before.hand]
 
     return jax.lax.scan(step, before, done)
 
@@ -183,20 +185,16 @@ def _dealt(histories: Histories, k: int, hands: int) -> Histories:
     if k == 1:
         return histories
 
-    def one(stream: tuple[Transition, Array], steps: Array) -> tuple[Tree, Array]:
-        done = stream[0].terminated | stream[0].truncated
-        _, owner = deal(first_deal(k), done)
-        owner = jnp.where(jnp.arange(T) < steps, owner, NOBODY)
+    def take(stream: tuple[Transition, Array], steps: Array, place: Array) -> tuple[Tree, Array]:
+        place = jnp.where(jnp.arange(T) < steps, place, hands * most)  # nowhere, as the steps of the other hands
+        index = jnp.full(hands * most, T).at[place].set(jnp.arange(T), mode="drop").reshape(hands, most)
+        return jax.tree.map(lambda x: x.at[index].get(mode="fill", fill_value=0), stream), jnp.sum(index < T, axis=1)
 
-        def of_hand(hand):
-            held = jnp.cumsum(owner == hand)
-            index = jnp.searchsorted(held, jnp.arange(1, most + 1))  # of its j-th step; T where it has none
-            return jax.tree.map(lambda x: x.at[index].get(mode="fill", fill_value=0), stream), held[-1]
-
-        return jax.vmap(of_hand)(jnp.arange(hands))
-
-    stream = histories.transitions, histories.update
-    dealt, steps = jax.vmap(jax.vmap(one))(stream, histories.steps)
+    streams = histories.transitions, histories.update
+    done = histories.transitions.terminated | histories.transitions.truncated
+    place = jax.vmap(jax.vmap(lambda done: deal(first_deal(k), done, most)[1]))(done)
+    # A task after another: the indices of all would take more memory than what they point at.
+    dealt, steps = jax.lax.map(lambda task: jax.vmap(take)(*task), (streams, histories.steps, place))
     transitions, update = jax.tree.map(lambda x: x.reshape(M, N * hands, *x.shape[3:]), dealt)
     form = histories.form._replace(least_steps=least)
     return replace(histories, transitions=transitions, update=update, steps=steps.reshape(M, N * hands), form=form)

@@ -60,9 +60,8 @@ def from_arrays(env: Environment, arrays: Mapping[str, Any], env_params: Tree = 
     if next_obs is not None:
         _check_continuity(obs, next_obs, terminated | truncated, inside)
     update = _of_kind("update", given.get("update", np.zeros(shape, np.uint8)), "iu", shape)
-    _check_all("update", update >= 0, inside, update, "at least 0")
-    for x in jax.tree.leaves(env_params):
-        require(jnp.shape(x)[:1] == shape[:1], "env_params", jnp.shape(x), f"stacked, [{shape[0]}, ...]")
+    _check_all("update", (update >= 0) & (update < 2**32), inside, update, f"in 0 ..= {2**32 - 1}")
+    tasks = None if env_params is None else _checked_tasks(env, env_params, shape[0])
     wide = Transition(obs, action, reward, next_obs, terminated, truncated)  # type: ignore[arg-type]
     types = wide._replace(
         obs=narrowed(seen, obs.dtype),
@@ -74,7 +73,7 @@ def from_arrays(env: Environment, arrays: Mapping[str, Any], env_params: Tree = 
     terminates = bool(getattr(env, "terminates", True))
     form = Form(tuple(x.dtype.name for x in jax.tree.leaves(wide)), episode_steps(env), terminates, int(steps.min()))
     update = jnp.asarray(_blank(update, inside).astype(np.min_scalar_type(update.max())))
-    return Histories(kept, update, jnp.asarray(steps), jax.tree.map(jnp.asarray, env_params), form)
+    return Histories(kept, update, jnp.asarray(steps), tasks, form)
 
 
 def from_npz(env: Environment, path: str | Path) -> Histories:
@@ -121,6 +120,26 @@ def from_minari(env: Environment, datasets: Sequence[Any], env_params: Tree = No
     return from_arrays(env, {**arrays, "steps": steps}, env_params)
 
 
+def _checked_tasks(env: Environment, env_params: Tree, num_tasks: int) -> Tree:
+    """The tasks as those of `env` are, with its types; whether a number in them makes sense only the family knows."""
+    default = env.default_params
+    same = jax.tree.structure(env_params) == jax.tree.structure(default)
+    require(same, "env_params", type(env_params).__name__, f"tasks of env={env.name}, {type(default).__name__}")
+
+    def checked(path: Any, like: Any, given: Any) -> jax.Array:
+        name, like = f"env_params{jax.tree_util.keystr(path)}", jnp.asarray(like)
+        kinds = {"i": "iu", "u": "iu", "b": "b"}.get(like.dtype.kind, "biuf")
+        given = _of_kind(name, np.asarray(given), kinds, (num_tasks, *like.shape))
+        cast = given.astype(like.dtype)
+        require(kinds != "iu" or bool((cast == given).all()), name, given.dtype, f"of numbers that {like.dtype} holds")
+        return jnp.asarray(cast)
+
+    tasks = jax.tree_util.tree_map_with_path(checked, default, env_params)
+    found, limit = np.unique(tasks.max_steps_in_episode).tolist(), episode_steps(env)
+    require(found == [limit], "env_params.max_steps_in_episode", found, f"[{limit}], the time limit of env={env.name}")
+    return tasks
+
+
 def _loaded(dataset: Any) -> Any:
     if not isinstance(dataset, str):
         return dataset
@@ -132,17 +151,28 @@ def _loaded(dataset: Any) -> Any:
 
 
 def _of_minari(dataset: Any) -> dict[str, np.ndarray]:
-    """The steps of all episodes; an episode has one observation more than it has steps."""
+    """The steps of all episodes; an episode has one observation more than it has steps. None goes on in the next."""
     episodes = list(dataset.iterate_episodes())
+    require(len(episodes) > 0, "datasets", "one without an episode", "of one episode at least")
+    for name in ("observations", "actions"):
+        found = getattr(episodes[0], name)
+        require(not isinstance(found, dict | tuple), f"{name} of a data set", type(found).__name__, "one array")
+
+    def truncated(i: int) -> np.ndarray:
+        flags = np.array(episodes[i].truncations)
+        if i + 1 < len(episodes):  # the last one may be unfinished
+            flags[-1] |= not episodes[i].terminations[-1]
+        return flags
+
     fields = {
         "obs": lambda episode: np.asarray(episode.observations)[:-1],
         "next_obs": lambda episode: np.asarray(episode.observations)[1:],
         "action": lambda episode: np.asarray(episode.actions),
         "reward": lambda episode: np.asarray(episode.rewards),
         "terminated": lambda episode: np.asarray(episode.terminations),
-        "truncated": lambda episode: np.asarray(episode.truncations),
     }
-    return {name: np.concatenate([of(episode) for episode in episodes]) for name, of in fields.items()}
+    found = {name: np.concatenate([of(episode) for episode in episodes]) for name, of in fields.items()}
+    return found | {"truncated": np.concatenate([truncated(i) for i in range(len(episodes))])}
 
 
 def _from_file(env: Environment, arrays: dict[str, np.ndarray]) -> Histories:

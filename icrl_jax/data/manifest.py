@@ -38,6 +38,8 @@ def describe(env: Environment, histories: Distilled, source: Mapping[str, Any] |
     whole, weights = histories
     parts = {"transitions": whole.transitions, "update": whole.update, "steps": whole.steps}
     skeleton, arrays = take_apart({**parts, "env_params": whole.env_params, "weights": weights})
+    largest = max(_size(x.shape[1:], x.dtype) for x in arrays.values())
+    chunk_tasks = max(1, min(whole.shape[0], CHUNK_BYTES // largest))  # of all arrays: a block is of whole chunks
     packages = ("icrl-jax", "jax", "numpy", "tensorstore")
     described = {
         **FORMAT,
@@ -46,22 +48,26 @@ def describe(env: Environment, histories: Distilled, source: Mapping[str, Any] |
         "shape": whole.shape,
         "form": whole.form._asdict(),
         "tree": skeleton,
-        "arrays": {name: _layout(name, x) for name, x in arrays.items()},
+        "arrays": {name: _layout(name, x, chunk_tasks) for name, x in arrays.items()},
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     return json.loads(json.dumps(described))  # as it will be read
 
 
-def _layout(name: str, array: Any) -> dict[str, Any]:
-    """Shape, type and chunks: of one task each, and in it of whole streams if these are short."""
+def _layout(name: str, array: Any, chunk_tasks: int) -> dict[str, Any]:
+    """Shape, type and chunks: of whole tasks if these are small, else of whole streams of one, or of a part of one."""
     shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-    chunk = (1, *shape[1:])
+    chunk = (chunk_tasks, *shape[1:])
     if name == "update" or name.startswith("transitions."):
-        step = int(np.prod(shape[3:], dtype=int)) * dtype.itemsize
+        step = _size(shape[3:], dtype)
         num_steps = min(shape[2], max(1, CHUNK_BYTES // step))
         num_streams = min(shape[1], max(1, CHUNK_BYTES // (step * num_steps)))
-        chunk = (1, num_streams, num_steps, *shape[3:])
+        chunk = (chunk_tasks, num_streams, num_steps, *shape[3:])
     return {"shape": shape, "dtype": dtype.name, "chunk": chunk}
+
+
+def _size(shape: tuple[int, ...], dtype: Any) -> int:
+    return int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
 
 
 def read_form(about: Mapping[str, Any]) -> Form:
@@ -188,10 +194,20 @@ def is_unfinished(directory: Path) -> bool:
 
 
 def read_blocks(directory: Path) -> list[tuple[int, int, dict[str, list[Any]]]]:
-    """The blocks of tasks that are written, in order: first task, number of tasks, and facts of their files."""
+    """The blocks of tasks that are written, in order: first task, number of tasks, and facts of their files.
+
+    Raises:
+      StoreError: one of them has lost its record, or it is damaged.
+    """
     paths = [path for path in (directory / UNFINISHED).glob("*.json") if path.name != MANIFEST]
-    blocks = (read_json(path) for path in paths)
-    return sorted((block["first"], block["num_tasks"], block["files"]) for block in blocks)
+    found = [read_json(path) for path in paths]
+    blocks = sorted((block["first"], block["num_tasks"], block["files"]) for block in found)
+    done = 0
+    for first, num_tasks, _ in blocks:
+        if first != done:
+            raise StoreError(f"{directory / UNFINISHED / f'{done}.json'} is missing; delete {directory} to begin anew")
+        done += num_tasks
+    return blocks
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from icrl_jax.data.manifest import (
     write_json,
 )
 from icrl_jax.data.skeleton import take_apart
+from icrl_jax.disk import os_errors
 
 ARRAY = "zarr.json"
 """What Zarr keeps beside the chunks of an array."""
@@ -52,12 +53,23 @@ def write_histories(
       env: where the histories are from.
       weights: [M, N], how often each stream is drawn, in proportion (`sample_window`).
     Raises:
+      ValueError: weights of another shape, below 0, not finite, or all 0 in a task.
       StoreError: as `write_in_blocks`.
+      OSError: the disk is full or the folder cannot be written.
     """
-
+    if weights is not None:
+        _check_weights(np.asarray(weights), histories.shape[:2])
     whole = Distilled(histories, weights)
     block = lambda first, num_tasks: jax.tree.map(lambda x: np.asarray(x)[first : first + num_tasks], whole)
     write_in_blocks(directory, env, whole, block, block_tasks=math.ceil(histories.shape[0] / 16))
+
+
+def _check_weights(weights: np.ndarray, shape: tuple[int, int]) -> None:
+    require(weights.shape == shape, "weights", weights.shape, f"of shape {shape}")
+    for m, n in np.argwhere(~(np.isfinite(weights) & (weights >= 0)))[:1]:
+        require(False, f"weights[{m}, {n}]", weights[m, n].item(), "finite and at least 0")
+    for m in np.flatnonzero(weights.sum(axis=1) == 0)[:1]:
+        require(False, f"weights[{m}]", weights[m].tolist(), "above 0 for some stream")
 
 
 def write_in_blocks(
@@ -74,17 +86,20 @@ def write_in_blocks(
     Args:
       like: the shapes of all of them, as arrays or `jax.ShapeDtypeStruct`s.
       block: `(first, num_tasks) -> histories` of the tasks first, first + 1, ...; the same at every call.
-      block_tasks: how many at once.
+      block_tasks: how many at once, rounded up so that no chunk is of two blocks.
       source: what made them, in plain values; an unfinished store of another source is refused.
       between: `(done, num_tasks)`, called after every block, where nothing is lost.
     Raises:
       StoreError: the folder holds other things, or histories already; another process writes there; it was begun with
         other settings (named); a block is not what `like` says.
+      OSError: as `write_histories`.
     """
     require(is_int(block_tasks, 1), "block_tasks", block_tasks, "an integer of at least 1")
     directory, about = Path(directory), describe(env, like, source)
+    chunk_tasks = about["arrays"]["steps"]["chunk"][0]
+    block_tasks = -(-block_tasks // chunk_tasks) * chunk_tasks
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
+    with _alone(directory), os_errors(directory):
         done, files = _begin(directory, about)
         arrays = {name: _create(directory, name, layout) for name, layout in about["arrays"].items()}
         num_all = about["shape"][0]
@@ -158,8 +173,10 @@ def _write_block(
     rows = slice(first, first + num_tasks)
     for write in [arrays[name][rows].write(np.asarray(x)) for name, x in found.items()]:
         write.result()
+    chunk_tasks = about["arrays"]["steps"]["chunk"][0]
+    chunks = range(first // chunk_tasks, -(-rows.stop // chunk_tasks))
     inner = lambda name: map(range, grid(about["arrays"][name])[1:])
-    indices = ((name, i) for name in found for i in itertools.product(range(first, rows.stop), *inner(name)))
+    indices = ((name, i) for name in found for i in itertools.product(chunks, *inner(name)))
     files = (chunk_file(*index) for index in indices)
     return {file: facts(directory / file) for file in files}
 

@@ -13,6 +13,7 @@ from gymnax.environments.environment import Environment
 from icrl_jax.core import Transition
 from icrl_jax.data.histories import Histories
 from icrl_jax.data.manifest import (
+    MANIFEST,
     StoreError,
     check_same,
     check_sizes,
@@ -104,15 +105,17 @@ class StoredHistories:
     def _check(self, files: Iterable[str]) -> None:
         for file in files:
             if file not in self._checked:
-                if facts(self.directory / file) != self.about["files"][file]:
+                if (written := self.about["files"].get(file)) is None:
+                    raise StoreError(f"{self.directory / file} is not listed in {MANIFEST}")
+                if facts(self.directory / file) != written:
                     raise StoreError(f"{self.directory / file} is damaged: its bytes are not those that were written")
                 self._checked.add(file)
 
     def _files_of(self, name: str, where: list[tuple[int, int, int]], length: int) -> Iterable[str]:
-        _, num_streams, num_steps, *rest = self.about["arrays"][name]["chunk"]
+        num_tasks, num_streams, num_steps, *rest = self.about["arrays"][name]["chunk"]
         for m, n, t in where:
             for k in range(t // num_steps, (t + length - 1) // num_steps + 1):
-                yield chunk_file(name, (m, n // num_streams, k, *[0] * len(rest)))
+                yield chunk_file(name, (m // num_tasks, n // num_streams, k, *[0] * len(rest)))
 
     def _whole(self, skeleton: Any) -> Any:
         names = list(_names(skeleton))

@@ -49,6 +49,8 @@ class Place(NamedTuple):
 def draw_place(steps: Array, key: Array, length: int, weights: Array | None = None) -> Place:
     """Where `sample_window` reads, by the same key; `steps` (int32 [M, N]) is how many each stream holds."""
     M, N = steps.shape
+    if weights is not None:  # of another shape they would be read at indices that were moved inside
+        require(weights.shape == (M, N), "weights", weights.shape, f"of shape {(M, N)}, or None")
     key_task, key_stream, key_first = jax.random.split(key, 3)
     task = jax.random.randint(key_task, (), 0, M)
     if weights is None:

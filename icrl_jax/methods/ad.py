@@ -66,6 +66,10 @@ class ADConfig:
         if isinstance(self.model, TransformerConfig):
             self.model.check_horizon(self.horizon * self.embedding.num_tokens, "tokens of the horizon")
 
+    def tokens_per_row(self, env: TaskFamily) -> int:
+        """Inputs of the model in one window."""
+        return self.horizon * self.embedding.num_tokens
+
     def env_steps(self, env: TaskFamily, num_seeds: int) -> int:
         """Steps of all histories, which all seeds share."""
         if self.histories.source == "logged":
@@ -104,7 +108,6 @@ def distil(
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
     histories, horizon = config.histories, config.horizon
-    tokens_per_row = horizon * config.embedding.num_tokens
     build, feed, collect = None, None, partial(_collect, length=horizon)
     if isinstance(data, StoredHistories):
         data.check_env(env)
@@ -128,9 +131,9 @@ def distil(
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=tokens_per_row,
+        tokens_per_row=config.tokens_per_row(env),
         data=build,
-        least_rows=config.model.least_rows(tokens_per_row),
+        least_rows=config.model.least_rows(config.tokens_per_row(env)),
         feed=feed,
     )
 

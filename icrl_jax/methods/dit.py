@@ -30,7 +30,7 @@ from icrl_jax.methods.dpt_mdp import TOKENS, Update, ask_anywhere
 from icrl_jax.methods.returns import gae
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.actor_critic import ActorCritic
-from icrl_jax.models.embeddings import Integers
+from icrl_jax.models.embeddings import EmbeddingConfig, Integers
 from icrl_jax.models.heads import ActionHeadConfig, ValueHeadConfig
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
@@ -97,6 +97,10 @@ class DITConfig:
         allowed = " or ".join(map(repr, weighs)) + f" with labels={self.labels!r}"
         require(self.weights in weighs, "weights", self.weights, allowed)
 
+    def tokens_per_row(self, env: TaskFamily) -> int:
+        """Inputs of the model in one row, queries included."""
+        return (self.horizon + 1) * len(tokens_of(env).groups)
+
     def env_steps(self, env: TaskFamily, num_seeds: int) -> int:
         """Steps that are taken to make the contexts; fixed ones are made once."""
         return (self.num_tasks or self.num_updates * self.batch_size * num_seeds) * self.horizon
@@ -117,6 +121,11 @@ class Sample(NamedTuple):
     target_action: Tree  # int32 [T + 1] with labels "optimal", else None
 
 
+def tokens_of(env: TaskFamily) -> EmbeddingConfig:
+    """What the model reads: a query that never changes need not be asked anew."""
+    return TOKENS["first" if isinstance(env, Bandit) else "last"]
+
+
 def dit(env: TaskFamily, config: DITConfig) -> Method:
     """DIT, or one of its controls, on any family that knows its best actions, which the behaviours take.
 
@@ -130,8 +139,7 @@ def dit(env: TaskFamily, config: DITConfig) -> Method:
     can_ask = config.labels != "optimal" or env.reset_anywhere is not None
     require(can_ask, "labels", config.labels, f"another, as {env.name} has no reset_anywhere")
     blank = no_transition(env, env.default_params)
-    tokens = TOKENS["first" if isinstance(env, Bandit) else "last"]  # a query that never changes need not be asked anew
-    tokens_per_row = (config.horizon + 1) * len(tokens.groups)
+    tokens = tokens_of(env)
 
     def init_params(key: Array) -> Learned:
         key_policy, key_critic = jax.random.split(key)
@@ -162,10 +170,10 @@ def dit(env: TaskFamily, config: DITConfig) -> Method:
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=tokens_per_row,
+        tokens_per_row=config.tokens_per_row(env),
         data=partial(dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
-        least_rows=config.model.least_rows(tokens_per_row),
+        least_rows=config.model.least_rows(config.tokens_per_row(env)),
     )
 
 

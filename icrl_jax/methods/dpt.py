@@ -58,6 +58,10 @@ class DPTConfig:
             why = "whose actions adapt to the context" if self.num_tasks else "whose contexts are used only once"
             raise ValueError(f"shuffle=True: must be False with {self._source()}, {why}")
 
+    def tokens_per_row(self, env: Bandit) -> int:
+        """Inputs of the model in one row: the query and every transition."""
+        return self.horizon + 1
+
     def env_steps(self, env: Bandit, num_seeds: int) -> int:
         """Steps that are taken to make the contexts; fixed ones are made once."""
         return (self.num_tasks or self.num_updates * self.batch_size * num_seeds) * self.horizon
@@ -111,7 +115,7 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
     """
     if not isinstance(env, Bandit):
         raise ValueError(f"env={env.name}: dpt is built for bandits, whose query observation never changes")
-    behaviour, tokens_per_row = make_behaviour(env, config), config.horizon + 1
+    behaviour = make_behaviour(env, config)
 
     def init_params(key: Array) -> Policy:
         return Policy(config.model, env.observation_space(), env.action_space(), key, TOKEN)
@@ -133,10 +137,10 @@ def dpt(env: Bandit, config: DPTConfig) -> Method:
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=tokens_per_row,
+        tokens_per_row=config.tokens_per_row(env),
         data=partial(dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
-        least_rows=config.model.least_rows(tokens_per_row),
+        least_rows=config.model.least_rows(config.tokens_per_row(env)),
     )
 
 

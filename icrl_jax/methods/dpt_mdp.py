@@ -91,6 +91,10 @@ class DPTMDPConfig:
             require("posterior" not in given, "shuffle", self.shuffle, "False with 'posterior', whose actions adapt")
             require(self.num_tasks is not None, "shuffle", self.shuffle, "False where contexts are used only once")
 
+    def tokens_per_row(self, env: TaskFamily) -> int:
+        """Inputs of the model in one row, queries included."""
+        return (self.horizon + 1) * len(TOKENS[self.query].groups)
+
     def env_steps(self, env: TaskFamily, num_seeds: int) -> int:
         """Steps that are taken to make the contexts; fixed ones are made once."""
         return (self.num_tasks or self.num_updates * self.batch_size * num_seeds) * self.horizon
@@ -138,7 +142,6 @@ def pretrained(
         require(config.asked == "visited", "asked", config.asked, f"'visited', as {env.name} has no reset_anywhere")
     for name in set(config.behaviours) - {"random"}:
         make_behaviour(env, name)  # refuses early what does not fit
-    tokens_per_row = (config.horizon + 1) * len(TOKENS[config.query].groups)
 
     def draw(key: Array) -> Example:
         return sample_example(env, config, key)
@@ -165,10 +168,10 @@ def pretrained(
         config.optim,
         config.num_updates,
         config.batch_size,
-        tokens_per_row=tokens_per_row,
+        tokens_per_row=config.tokens_per_row(env),
         data=partial(dataset, draw, config.num_tasks) if config.num_tasks else None,
         num_samples=config.num_tasks,
-        least_rows=config.model.least_rows(tokens_per_row),
+        least_rows=config.model.least_rows(config.tokens_per_row(env)),
     )
 
 

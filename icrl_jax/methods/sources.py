@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,11 +13,12 @@ from gymnax.environments.environment import Environment
 
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_envs.bandits import Bandit
+from icrl_envs.task_family import is_number, require
 from icrl_jax.agents import noise_curriculum, oracle, q_learning, thompson_beta, thompson_gaussian, ucb1, uniform
 from icrl_jax.agents.sources import as_learner
 from icrl_jax.core import Agent, Array, Learner
 from icrl_jax.data import filters
-from icrl_jax.data.collect import collect_histories, predict_bytes
+from icrl_jax.data.collect import collect_histories, episode_steps, nbytes, predict_bytes
 from icrl_jax.data.histories import Distilled, beginnings, side_by_side, stride_episodes
 from icrl_jax.methods.ppo import PPOConfig, a2c, ppo_learner
 from icrl_jax.methods.sac import SACConfig, sac_learner
@@ -33,6 +35,24 @@ Algorithm = Literal[
     "expert",
     "logged",
 ]
+
+_SHARE = "in [0, 1]", lambda value: 0 <= value <= 1
+_SOME_SHARE = "in (0, 1]", lambda value: 0 < value <= 1
+_ABOVE_0 = "a finite number above 0", lambda value: value > 0
+
+_ALLOWED = {
+    "random_share": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "kept_share": _SOME_SHARE,
+    "source_rate": _ABOVE_0,
+    "source_discount": _SHARE,
+    "q_initial": ("a finite number", lambda value: True),
+    "q_epsilon": _SHARE,
+    "noise_last": _SHARE,
+    "noise_decay": _SOME_SHARE,
+    "lhf_stability": ("a finite number of at least 0", lambda value: value >= 0),
+    "lhf_temperature": _ABOVE_0,
+}
+"""Of the options that are numbers, and may be None."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,8 @@ class HistoriesConfig:
     noise_decay: float = 0.9
     """AD-eps: share of the history over which it falls from 1."""
     lhf: bool = False
-    """LHF: draws histories by how much and how steadily they improve (`data/filters.py`); otherwise all alike."""
+    """LHF: draws histories by how much and how steadily they improve (`data/filters.py`); otherwise all alike. For
+    episodes whose returns are at least 0."""
     lhf_stability: float = 1.0
     """LHF: lambda, the weight of stability."""
     lhf_temperature: float | None = None
@@ -89,18 +110,17 @@ class HistoriesConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r}: must be at least 1")
-        if not 0 <= self.random_share < 1:
-            raise ValueError(f"random_share={self.random_share!r}: must be in [0, 1)")
-        if round(self.random_share * self.num_streams) == self.num_streams:
-            raise ValueError(
-                f"random_share={self.random_share!r}: must leave one of {self.num_streams} streams to learn"
-            )
-        if not 0 < self.kept_share <= 1:
-            raise ValueError(f"kept_share={self.kept_share!r}: must be in (0, 1]")
+        for name in ("q_rewards", "source_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0")
+        for name, (allowed, fits) in _ALLOWED.items():
+            value = getattr(self, name)
+            require(value is None or is_number(value) and fits(value), name, value, allowed)
+        if self.random_share > 0 and not 0 < self.num_random < self.num_streams:
+            allowed = f"0, or make one of {self.num_streams} streams random and leave one to learn"
+            raise ValueError(f"random_share={self.random_share!r}: must be {allowed}")
         if self.shared and self.q_rewards:
             raise ValueError(f"q_rewards={self.q_rewards!r}: must be 0 with shared=True")
-        if self.q_rewards < 0:
-            raise ValueError(f"q_rewards={self.q_rewards!r}: must be at least 0")
         if self.source == "logged" and self.store is None:
             raise ValueError("store=None: must be the folder of the histories with source='logged'")
         if self.source == "logged" and self.lhf:
@@ -108,29 +128,41 @@ class HistoriesConfig:
         if self.shared and self.source != "q_learning":
             raise ValueError(f"shared=True: is for source='q_learning', and must be False with source={self.source!r}")
 
+    @property
+    def num_random(self) -> int:
+        """Streams in which a random agent acts."""
+        return round(self.random_share * self.num_streams)
+
+    @property
+    def kept_steps(self) -> int:
+        """Steps of a history that are kept."""
+        return round(self.kept_share * self.num_steps)
+
 
 def make_histories(
     env: TaskFamily, config: HistoriesConfig, first_task: Array | int = 0, num_tasks: int | None = None
 ) -> Distilled:
     """Collects, cuts, deals and filters the histories, in compiled code; the same at every call.
 
+    Whether the memory can hold them all is for the caller to ask (`predicted_bytes`), who may want some or only shapes.
+
     Args:
       first_task, num_tasks: make only those of so many tasks, which are what they are among all; None: all.
     Raises:
-      ValueError: a source that the family does not fit, or histories that the memory cannot hold.
+      ValueError: a source that the family does not fit, histories shorter than an episode, or LHF where it cannot tell
+        one history from another.
     """
-    key_tasks, key_source, key_random, key_filter = jax.random.split(jax.random.key(config.source_seed), 4)
+    _check_episodes(env, config)
+    key_tasks, key_source, key_random, key_filter = _keys(config)
     tasks = training_tasks(env, config, key_tasks)
     if num_tasks is not None:
         tasks = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first_task, num_tasks), tasks)
-    num_random = round(config.random_share * config.num_streams)
-    learner, num_rounds = make_learner(env, config, config.num_streams - num_random)
-    histories = collect_histories(learner, env, tasks, key_source, num_rounds, first_task=first_task)
-    if num_random:
-        by_chance = as_learner(uniform(env), env, num_random, config.num_steps // num_rounds)
-        noise = collect_histories(by_chance, env, tasks, key_random, num_rounds, first_task=first_task)
-        histories = side_by_side(histories, noise)
-    histories = beginnings(histories, round(config.kept_share * histories.shape[2]))
+    collect = partial(collect_histories, env=env, env_params=tasks, max_bytes=math.inf, first_task=first_task)
+    learner, by_chance, num_rounds = _learners(env, config)
+    histories = collect(learner, key=key_source, num_rounds=num_rounds)
+    if by_chance is not None:
+        histories = side_by_side(histories, collect(by_chance, key=key_random, num_rounds=num_rounds))
+    histories = beginnings(histories, config.kept_steps)
     weights = None
     if config.lhf:
         kept = filters.retention(histories, None, config.lhf_stability, config.lhf_temperature)
@@ -143,10 +175,69 @@ def make_histories(
 
 def predicted_bytes(env: TaskFamily, config: HistoriesConfig) -> int:
     """The memory that `make_histories` will take at its peak; nothing is computed."""
-    tasks = training_tasks(env, config, jax.random.key(config.source_seed))
-    learner, num_rounds = make_learner(env, config, config.num_streams)
-    dealt = 2 if config.stride > 1 else 1
-    return dealt * predict_bytes(learner, env, tasks, num_rounds)
+    tasks = jax.eval_shape(partial(training_tasks, env, config), jax.random.key(0))
+    learner, by_chance, num_rounds = _learners(env, config)
+    predict = lambda learner: predict_bytes(learner, env, tasks, num_rounds)
+    plain = dataclasses.replace(config, random_share=0.0, kept_share=1.0, stride=1, lhf=False)
+    whole = held_bytes(env, plain)  # as all streams of all steps take
+    peaks = [predict(learner)]
+    if by_chance is not None:
+        peaks += [
+            whole * (config.num_streams - config.num_random) // config.num_streams + predict(by_chance),
+            2 * whole,
+        ]
+    cut = whole * config.kept_steps // config.num_steps
+    if cut < whole:
+        peaks.append(whole + cut)
+    if config.stride > 1:
+        places = 8 * count_tasks(env, config) * config.num_streams * config.kept_steps  # twice an int32 for every step
+        peaks.append(cut + places + held_bytes(env, config))
+    return max(peaks)
+
+
+def held_bytes(env: TaskFamily, config: HistoriesConfig) -> int:
+    """What the histories take once they are made, in memory or on disk; nothing is computed."""
+    return nbytes(jax.eval_shape(partial(make_histories, env, config)))
+
+
+def _keys(config: HistoriesConfig) -> Array:
+    """Of the tasks, the source, the random agent and the filter."""
+    return jax.random.split(jax.random.key(config.source_seed), 4)
+
+
+def _learners(env: TaskFamily, config: HistoriesConfig) -> tuple[Learner, Learner | None, int]:
+    """The source, the random agent beside it if there is one, and how many rounds both take."""
+    learner, num_rounds = make_learner(env, config, config.num_streams - config.num_random)
+    if not config.num_random:
+        return learner, None, num_rounds
+    by_chance = as_learner(uniform(env), env, config.num_random, config.num_steps // num_rounds)
+    return learner, by_chance, num_rounds
+
+
+def _check_episodes(env: TaskFamily, config: HistoriesConfig) -> None:
+    """Refuses histories that hold no episode or too few, and scores that would all be the same."""
+    if not env.episodic:
+        never = f"with env={env.name}, whose only episode never ends"
+        require(config.stride == 1, "stride", config.stride, f"1 {never}")
+        require(not config.lhf, "lhf", config.lhf, f"False {never}")
+        return
+    H = episode_steps(env)
+    require(config.num_steps >= H, "num_steps", config.num_steps, f"at least {H}, an episode of env={env.name}")
+    whole = f"enough to keep an episode, {H} of num_steps={config.num_steps}"
+    require(config.kept_steps >= H, "kept_share", config.kept_share, whole)
+    most = config.kept_steps // H
+    require(config.stride <= most, "stride", config.stride, f"at most {most}, the episodes of a history")
+    if config.lhf and env.optimal_return is not None:
+        with jax.ensure_compile_time_eval():  # a number also where the caller jits
+            best = float(_least_optimum(env, config))
+        allowed = f"False with env={env.name}, where the best return of a task is {best:g}: it has to be above 0"
+        require(best > 0, "lhf", config.lhf, allowed)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _least_optimum(env: TaskFamily, config: HistoriesConfig) -> Array:
+    """The best return of the task where it is least, float32 []."""
+    return jnp.min(jax.vmap(env.optimal_return)(training_tasks(env, config, _keys(config)[0])))
 
 
 def training_tasks(env: TaskFamily, config: HistoriesConfig, key: Array) -> Any:

@@ -71,11 +71,9 @@ def find_histories(env: TaskFamily, config: HistoriesConfig, between: Between | 
     directory = Path(str(config.store))
     if config.source != "logged" and not is_whole(directory):
         like = jax.eval_shape(partial(make_histories, env, config))
-        num_tasks = count_tasks(env, config)
-        block_tasks = max(1, min(num_tasks, BLOCK_BYTES * num_tasks // predicted_bytes(env, config)))
         made = jax.jit(make_histories, static_argnums=(0, 1, 3))
         block = lambda first, num: made(env, config, np.int32(first), num)
-        write_in_blocks(directory, env, like, block, block_tasks, _source(config), between)
+        write_in_blocks(directory, env, like, block, tasks_at_once(env, config), _source(config), between)
     stored = open_histories(directory)
     stored.check_env(env)
     if config.source != "logged":
@@ -83,6 +81,12 @@ def find_histories(env: TaskFamily, config: HistoriesConfig, between: Between | 
             raise StoreError(f"{directory} holds logged histories; to train on them: source='logged'")
         check_same(directory, stored.about["source"], _source(config), "source")
     return stored
+
+
+def tasks_at_once(env: TaskFamily, config: HistoriesConfig) -> int:
+    """How many tasks are made together, in `BLOCK_BYTES` if one fits."""
+    num_tasks = count_tasks(env, config)
+    return max(1, min(num_tasks, BLOCK_BYTES * num_tasks // predicted_bytes(env, config)))
 
 
 def check_histories(env: TaskFamily, config: HistoriesConfig, horizon: int) -> None:

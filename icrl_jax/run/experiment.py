@@ -75,7 +75,9 @@ class Experiment(NamedTuple):
     score: Callable[[TaskFamily, Any, int], Score]  # (env, config, B) -> that metric on B held-out tasks
     findings: Callable[[Trained], Findings]  # the final evaluation
     controls: Callable[[Any], dict[str, MethodSpec]] = lambda config: {}  # name -> what else is trained, and how
-    notes: Callable[[Any, TaskFamily], list[str]] = lambda config, env: []  # what a user should know before it starts
+    # Environment, and options of the method and of its controls -> what a user should know before it starts; it may
+    # refuse (ValueError) what does not fit.
+    notes: Callable[[TaskFamily, list[Any]], list[str]] = lambda env, options: []
 
 
 def main(experiment: Experiment, doc: str, argv: Sequence[str] | None = None) -> None:
@@ -117,13 +119,13 @@ def run(experiment: Experiment, config: RunOptions, console: Console) -> Path:
     run_dir = open_folder(experiment.name, config, described, console)
     watch = Stopwatch()
     with resumable(f"make train EXPERIMENT={experiment.name}", run_dir, config, console):
-        for note in experiment.notes(config, plan.env):
+        for note in plan.notes:
             console.print(note, highlight=False)
         state = train_plan(plan, run_dir, config, seed_keys(seeds), watch, console)
         controls = {}
-        for name, spec in experiment.controls(config).items():
+        for name, (spec, method) in plan.controls.items():
             console.print(f"training {name}, a control")
-            control = plan._replace(method_spec=spec, method=spec.build(plan.env))
+            control = plan._replace(method_spec=spec, method=method)
             (folder_of := run_dir / CONTROLS / name).mkdir(parents=True, exist_ok=True)
             trained = train_plan(control, folder_of, config, seed_keys(seeds), watch, console)
             controls[name] = control.method, trained.params
@@ -165,6 +167,8 @@ class Plan(NamedTuple):
     method: Method
     schedule: Schedule
     in_training: Evaluate
+    controls: dict[str, tuple[MethodSpec, Method]]
+    notes: list[str]  # what a user should know before it starts
 
 
 def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
@@ -176,15 +180,21 @@ def make_plan(experiment: Experiment, config: RunOptions) -> Plan:
     try:
         env_spec, method_spec = experiment.env(config), experiment.method(config)
         env = env_spec.build()
-        method = method_spec.build(env)
-        if method.feed is not None:
-            method.feed.check()
+        specs = {"": method_spec, **experiment.controls(config)}
+        methods = {name: spec.build(env) for name, spec in specs.items()}
+        for method in methods.values():
+            if method.feed is not None:
+                method.feed.check()
+        notes = experiment.notes(env, [spec.options for spec in specs.values()])
+        method = methods.pop("")
         schedule = make_schedule(method_spec.options.num_updates, config.num_chunks)
         check_rows("batch_size", method_spec.options.batch_size)
         score = experiment.score(env, config, QUICK_TASKS)
     except ValueError as error:
         raise OptionsError(str(error)) from None
-    return Plan(env_spec, method_spec, env, method, schedule, partial(_mean_score, experiment.metric, score))
+    controls = {name: (specs[name], control) for name, control in methods.items()}
+    in_training = partial(_mean_score, experiment.metric, score)
+    return Plan(env_spec, method_spec, env, method, schedule, in_training, controls, notes)
 
 
 def _mean_score(metric: str, score: Score, agent: Agent, key: Array) -> dict[str, Array]:
@@ -219,9 +229,9 @@ def train_plan(
 def make_results(
     name: str, preset: str, plan: Plan, seeds: Sequence[int], watch: Stopwatch, findings: Findings
 ) -> dict:
-    """`results.json`."""
-    options = plan.method_spec.options
-    contexts = options.num_updates * options.batch_size * len(seeds)
+    """`results.json`; what was computed includes the controls."""
+    trained = [plan.method_spec.options, *(spec.options for spec, _ in plan.controls.values())]
+    tokens = sum(options.num_updates * options.batch_size * options.tokens_per_row(plan.env) for options in trained)
     return {
         "experiment": name,
         "preset": preset,
@@ -231,8 +241,8 @@ def make_results(
         "seeds": list(seeds),
         "status": "complete",
         "seconds": watch.seconds,
-        "env_steps": options.env_steps(plan.env, len(seeds)),
-        "tokens": contexts * (options.horizon + 1),
+        "env_steps": sum(options.env_steps(plan.env, len(seeds)) for options in trained),
+        "tokens": tokens * len(seeds),
         **report.environment_facts(),
         "agents": findings.agents,
         "conditions": findings.conditions,

@@ -40,7 +40,7 @@ def as_sweep(experiment: Experiment, learning_rates: tuple[float, ...], num_seed
         cls = dataclasses.make_dataclass("Sweep", [extra], bases=(type(config),), frozen=True)
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         presets[name] = cls(**{**fields, "num_seeds": num_seeds})
-    return experiment._replace(name=f"sweep_{experiment.name}", presets=presets)
+    return experiment._replace(name=f"sweep_{experiment.name}", presets=presets, controls=lambda config: {})
 
 
 def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
@@ -70,6 +70,8 @@ def sweep(experiment: Experiment, config: RunOptions, console: Console) -> None:
     keys = seed_keys(described["seeds"])
     make = f"make sweep EXPERIMENT={experiment.name.removeprefix('sweep_')}"
     with resumable(make, run_dir, config, console):
+        for note in plan.notes:
+            console.print(note, highlight=False)
         state = train_plan(plan, run_dir, config, keys, watch, console, hparams=hparams, stop_nonfinite=False)
         console.print(f"evaluating on {config.eval_tasks:,} held-out tasks")
         score = experiment.score(plan.env, config, config.eval_tasks)

@@ -1,7 +1,9 @@
 """Collected histories are what the source did, and take the memory that was foretold."""
 
 import functools
+import re
 import types
+from pathlib import Path
 
 import chex
 import jax
@@ -12,7 +14,7 @@ from two_episodes import on_host
 
 import icrl_envs
 from icrl_jax.agents import as_learner, q_learning, thompson_gaussian, uniform
-from icrl_jax.data.collect import collect_histories, predict_bytes
+from icrl_jax.data.collect import collect_histories, free_bytes, predict_bytes
 from icrl_jax.data.histories import every_kth_episode
 from icrl_jax.data.windows import window
 
@@ -121,6 +123,16 @@ def test_what_the_device_reports_is_the_limit_if_none_is_given(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     with pytest.raises(ValueError, match=r"^max_bytes=1.0 MiB: must be"):
         collect_histories(source(ROOM), ROOM, ROOM.tasks("test"), jax.random.key(0), 10**6)
+    device.memory_stats = lambda: {"bytes_limit": 2**20, "bytes_in_use": 2**18}
+    assert free_bytes() == 0.75 * 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux says here what memory there is")
+def test_a_cpu_has_its_share_of_the_memory_of_the_machine(monkeypatch):
+    (total,) = re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert free_bytes() * jax.local_device_count() == int(total) * 1024
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert free_bytes() * 4 == int(total) * 1024
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ LOGGED = as_logged(ROOM)
         ({"steps": np.full((M, N), T + 1)}, "steps=.24.: must be in 1 ..= 23"),
         ({"steps": np.full((M, N), 0)}, "steps=.0.: must be in 1 ..= 23"),
         ({"steps": np.full((N, M), 5)}, r"steps=\(3, 7\): must be of shape \(7, 3\)"),
-        ({"update": LOGGED["update"].astype(int) - 1}, r"update\[0, 0, 0\]=-1: must be at least 0"),
+        ({"update": LOGGED["update"].astype(int) - 1}, r"update\[0, 0, 0\]=-1: must be in 0 ..= 4294967295"),
+        ({"update": LOGGED["update"].astype(int) + 2**32}, r"update\[0, 0, 0\]=4294967296: must be in 0"),
     ],
 )
 def test_what_is_wrong_is_refused_naming_the_array_and_the_place(change, message):
@@ -144,11 +145,28 @@ def test_what_is_wrong_is_refused_naming_the_array_and_the_place(change, message
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="must be with action, truncated"):
         from_arrays(ENV, {name: x for name, x in LOGGED.items() if name not in ("action", "truncated")})
-    with pytest.raises(ValueError, match=r"env_params=\(6,.*\): must be stacked, \[7, ...\]"):
-        from_arrays(ENV, LOGGED, jax.tree.map(lambda x: x[1:], ROOM.env_params))
     np.savez(tmp_path / "logged.npz", **LOGGED, **{"env_params.gaol": np.zeros((M, 2))})
     with pytest.raises(ValueError, match="env_params='gaol': must be among max_steps_in_episode, goal"):
         from_npz(ENV, tmp_path / "logged.npz")
+
+
+TASKS = ROOM.env_params
+
+
+@pytest.mark.parametrize(
+    "tasks, message",
+    [
+        (jax.tree.map(lambda x: x[1:], TASKS), r"env_params.max_steps_in_episode=\(6,\): must be of shape \(7,\)"),
+        (TASKS.replace(goal=np.zeros((M, 3, 9), int)), r"env_params.goal=\(7, 3, 9\): must be of shape \(7, 2\)"),
+        (TASKS.replace(goal=TASKS.goal + 0.5), "env_params.goal=dtype.*float.*: must be of integers"),
+        (TASKS.replace(goal=np.full((M, 2), 2**40)), "env_params.goal=dtype.'int64'.: must be of numbers that int32"),
+        (TASKS.replace(max_steps_in_episode=np.full(M, 99)), r"max_steps_in_episode=\[99\]: must be \[5\]"),
+        (icrl_envs.make("gaussian_bandit").default_params, "'GaussianBanditParams': must be tasks of env=DarkRoom"),
+    ],
+)
+def test_tasks_that_the_family_does_not_have_are_refused(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        from_arrays(ENV, LOGGED, tasks)
 
 
 def test_an_episode_that_is_too_long_is_refused_where_some_are_short():
@@ -184,6 +202,43 @@ def test_a_minari_data_set_is_the_history_of_a_task():
     for m, end in enumerate(steps):
         kept = jax.tree.map(lambda x, m=m, end=end: x[m, 0, :end], (found.transitions, hard.transitions))
         chex.assert_trees_all_equal(*kept)
+
+
+def minari_episode(num_steps, first=0, **flags):
+    """Walks back and forth between two cells."""
+    no = np.zeros(num_steps, bool)
+    obs = np.array([[0, t % 2] for t in range(first, first + num_steps + 1)])
+    action, reward = np.zeros(num_steps, int), np.zeros(num_steps)
+    given = {"observations": obs, "actions": action, "rewards": reward, "terminations": no, "truncations": no}
+    return SimpleNamespace(**{**given, **flags})
+
+
+def minari(*episodes):
+    return SimpleNamespace(iterate_episodes=lambda: iter(episodes))
+
+
+def test_the_end_of_a_minari_episode_is_an_end():
+    """Even where nothing says so, and the next one begins where it stopped."""
+    found = from_minari(HARD, [minari(minari_episode(3), minari_episode(2, first=3), minari_episode(4))])
+    assert found.transitions.truncated[0, 0].tolist() == [False, False, True, False, True, *[False] * 4]
+    with pytest.raises(ValueError, match=r"episode 0 of \[0, 0\]='3 steps': must be of exactly 5 steps"):
+        from_minari(ENV, [minari(minari_episode(3), minari_episode(2, first=3))])
+
+
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        (minari(), "datasets='one without an episode': must be of one episode"),
+        (
+            minari(minari_episode(3, observations={"cell": np.zeros((4, 2))})),
+            "observations .*='dict': must be one array",
+        ),
+        (minari(minari_episode(3, actions=(np.zeros(3), np.zeros(3)))), "actions .*='tuple': must be one array"),
+    ],
+)
+def test_minari_data_that_are_no_arrays_are_refused(dataset, message):
+    with pytest.raises(ValueError, match=message):
+        from_minari(ENV, [dataset])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What was written is read again, and what is not whole is never read."""
 
 import collections
+import dataclasses
 import functools
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -112,6 +114,55 @@ def test_whole_histories_are_written_in_one_call_without_weights(tmp_path):
     chex.assert_trees_all_equal(found.read_all(), whole)
 
 
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        (np.ones((M, 2)), r"weights=\(7, 2\): must be of shape \(7, 3\)"),
+        (np.ones(M), r"weights=\(7,\): must be of shape"),
+        (np.where(np.arange(M * N) == 13, np.nan, 1).reshape(M, N), r"weights\[4, 1\]=nan: must be finite"),
+        (np.where(np.arange(M * N) == 5, -1, 1).reshape(M, N), r"weights\[1, 2\]=-1: must be finite and at least 0"),
+        (np.eye(M, N), r"weights\[3\]=\[0.0, 0.0, 0.0\]: must be above 0 for some stream"),
+    ],
+)
+def test_wrong_weights_are_refused_before_anything_is_written(weights, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_histories(tmp_path / "new", ENV, WHOLE, weights)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size, chunk_tasks", [(61, 1), (1331, 2), (1332, 3), (10**5, 7)])
+def test_small_tasks_share_a_chunk(size, chunk_tasks, tmp_path, monkeypatch):
+    """The largest array has 444 bytes a task."""
+    monkeypatch.setattr(manifest, "CHUNK_BYTES", size)
+    killed = []
+
+    def once(done, num_tasks):
+        killed.append(done)
+        if len(killed) == 1 and done < num_tasks:
+            raise KilledError
+
+    for _ in range(2 if chunk_tasks < M else 1):
+        try:
+            write(tmp_path, block_tasks=1, between=once)
+        except KilledError:
+            assert not (tmp_path / "manifest.json").exists()
+    assert killed == [*range(chunk_tasks, M, chunk_tasks), M]  # whole chunks, none of them twice
+    found = open_histories(tmp_path)
+    assert {layout["chunk"][0] for layout in found.about["arrays"].values()} == {chunk_tasks}
+    if chunk_tasks > 1:
+        assert len(list((tmp_path / "transitions.obs" / "c").glob("*/0/0/0"))) == -(-M // chunk_tasks)
+    whole = found.read_all()
+    chex.assert_trees_all_equal(whole, WHOLE)
+    task, stream, first = np.array([6, 2, 3]), np.array([1, 2, 0]), np.array([18, 5, 0])
+    windows = open_histories(tmp_path).transitions(task, stream, first, 19)
+    index = task[:, None], stream[:, None], first[:, None] + np.arange(19)
+    chex.assert_trees_all_equal(windows, jax.tree.map(lambda x: np.asarray(x)[index], WHOLE.transitions))
+    path = tmp_path / "transitions.action" / "c" / str(6 // chunk_tasks) / "0/0"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(StoreError, match=f"transitions.action/c/{6 // chunk_tasks}/0/0 is damaged"):
+        open_histories(tmp_path).transitions(np.array([6]), np.array([0]), np.array([0]), 1)
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 def test_a_killed_writer_goes_on_and_ends_with_the_same_bytes(after, written, tmp_path):
     made = []
@@ -183,6 +234,35 @@ def test_a_chunk_of_a_killed_call_that_was_lost_is_missed(tmp_path):
     (tmp_path / "update/c/1/0/0").unlink()
     with pytest.raises(StoreError, match="update/c/1/0/0 is missing"):
         write(tmp_path)
+
+
+def test_a_block_that_lost_its_record_is_missed(tmp_path):
+    def kill(done, num_tasks):
+        if done == 6:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        write(tmp_path, between=kill)
+    (tmp_path / "unfinished" / "2.json").unlink()
+    for refused in (write, open_histories):
+        with pytest.raises(StoreError, match="unfinished/2.json is missing; delete .* to begin anew"):
+            refused(tmp_path)
+
+
+def test_a_disk_that_is_full_is_one_clear_error(tmp_path):
+    """A limit on the size of files stands for it; small ones, as the manifest, are written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = jnp.tile(WHOLE.transitions.obs, (1, 1, 500, 1))
+    large = dataclasses.replace(WHOLE, transitions=WHOLE.transitions._replace(obs=rows))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, limits[1]))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=f"File too large: '{tmp_path}'"):
+            patch.setattr(manifest, "CHUNK_BYTES", 2**20)
+            write_histories(tmp_path, ENV, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(StoreError, match="is unfinished: 0 of 7"):
+        open_histories(tmp_path)
 
 
 def test_a_block_that_is_not_what_was_announced_is_refused(tmp_path):
@@ -284,6 +364,7 @@ def test_what_is_damaged_after_it_was_checked_is_refused(copied):
         (lambda text: "[]", "manifest.json is damaged"),
         (lambda text: resealed(text, schema=2), "schema=2: must be 1"),
         (lambda text: resealed(text, files={CHUNK: [41, "0" * 64]}), f"{CHUNK} is damaged"),
+        (lambda text: resealed(text, without=CHUNK), f"{CHUNK} is not listed in manifest.json"),
         (lambda text: resealed(text, files={CHUNK: [43, "0" * 64]}), f"{CHUNK} has 41 bytes, not 43"),
         (lambda text: resealed(text, files={"transitions.obs/zarr.json": [1, ""]}), "obs/zarr.json has .* bytes"),
     ],
@@ -295,10 +376,11 @@ def test_a_wrong_manifest_is_refused(change, message, copied):
         read_window(open_histories(copied))
 
 
-def resealed(text, files=None, **fields):
+def resealed(text, files=None, without=None, **fields):
     """A manifest that somebody made with care, and wrongly."""
     about = json.loads(text)
     del about["digest"]
+    about["files"].pop(without, None)
     return json.dumps(manifest.seal({**about, **fields, "files": {**about["files"], **(files or {})}}))
 
 

@@ -16,7 +16,7 @@ from icrl_jax.core import Transition
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.contexts import timesteps_of
 from icrl_jax.data.histories import stride_episodes
-from icrl_jax.data.windows import sample_window, window
+from icrl_jax.data.windows import draw_place, sample_window, window
 
 H, T, L = 5, 37, 11
 WHOLE = histories(lambda m, n: np.random.default_rng([m, n]).integers(1, H + 1, T), T, H)
@@ -120,3 +120,9 @@ def test_inputs_go_on_from_what_came_before_and_forget_it_at_a_reset():
     chex.assert_trees_all_equal((obs, prev, found), (transitions.obs, expected, reset))
     assert timesteps_of(transitions).reset.tolist() == [True] + 6 * [False]
     assert not timesteps_of(transitions, prev=of(0)).reset.any()
+
+
+def test_weights_of_other_streams_are_refused(getkey):
+    steps = jnp.full((7, 3), 11)
+    with pytest.raises(ValueError, match=r"weights=\(7, 5\): must be of shape \(7, 3\), or None"):
+        draw_place(steps, getkey(), 5, jnp.ones((7, 5)))

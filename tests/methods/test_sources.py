@@ -12,10 +12,19 @@ import icrl_envs
 from icrl_jax.data.histories import episode_returns
 from icrl_jax.methods.ppo import PPOConfig
 from icrl_jax.methods.sac import SACConfig
-from icrl_jax.methods.sources import HistoriesConfig, count_tasks, gradient_source, make_histories, predicted_bytes
+from icrl_jax.methods.sources import (
+    HistoriesConfig,
+    count_tasks,
+    gradient_source,
+    held_bytes,
+    make_histories,
+    predicted_bytes,
+)
 
 SIZE, H = 5, 7
 ROOM = icrl_envs.make("dark_room", preset="ad_eps", observation="cell", size=SIZE, horizon=H)
+HARD = icrl_envs.make("dark_room_hard", preset="ad_eps", observation="cell", size=SIZE, horizon=H)  # ends at the goal
+ROBOT = icrl_envs.make("point_robot")
 BANDIT = icrl_envs.make("bernoulli_bandit", num_arms=3)
 SMALL = HistoriesConfig(num_streams=5, num_steps=60 * H)
 
@@ -119,10 +128,30 @@ def test_bandit_agents_are_sources_of_bandits(source):
         make_histories(ROOM, dataclasses.replace(SMALL, **options))
 
 
-def test_memory_is_foretold():
-    size = sum(x.nbytes for x in jax.tree.leaves(made().histories))
-    assert size <= predicted_bytes(ROOM, SMALL) <= 3 * size
-    assert count_tasks(ROOM, SMALL) == len(BEST)
+@pytest.mark.parametrize(
+    "env, options",
+    [
+        (ROOM, {}),
+        (ROOM, {"stride": 6}),
+        (ROOM, {"random_share": 0.4}),
+        (ROOM, {"kept_share": 0.9, "lhf": True}),
+        (ROOM, {"random_share": 0.4, "kept_share": 0.9, "stride": 3, "lhf": True}),
+        (HARD, {"stride": 6, "lhf": True}),
+    ],
+)
+def test_memory_is_foretold(env, options):
+    """As the compiler plans it."""
+    config = dataclasses.replace(SMALL, **options)
+    program = jax.jit(lambda: make_histories(env, config)).lower().compile().memory_analysis()
+    taken = program.output_size_in_bytes + program.temp_size_in_bytes
+    assert 0.9 * taken <= predicted_bytes(env, config) <= 1.45 * taken
+    assert held_bytes(env, config) == pytest.approx(program.output_size_in_bytes, rel=0.01)
+
+
+def test_nothing_is_computed_to_foretell_memory():
+    config = dataclasses.replace(SMALL, num_tasks=10**8, stride=2)
+    assert count_tasks(ROOM, config) == 10**8
+    assert predicted_bytes(ROOM, config) > 10**8 * 5 * 60 * H * 2 * 10
 
 
 @pytest.mark.parametrize(
@@ -131,14 +160,41 @@ def test_memory_is_foretold():
         ({"source": "dqn"}, "source='dqn': must be one of q_learning, ppo"),
         ({"num_streams": 0}, "num_streams=0: must be at least 1"),
         ({"random_share": 1.0}, "random_share=1.0: must be in"),
-        ({"random_share": 0.95}, "random_share=0.95: must leave one of 5 streams"),
-        ({"kept_share": 0.0}, "kept_share=0.0: must be in"),
+        ({"random_share": 0.95}, "random_share=0.95: must be 0, or make one of 5 streams random and leave one"),
+        ({"random_share": 0.01}, "random_share=0.01: must be 0, or make one of 5 streams random"),
+        ({"kept_share": 0.0}, r"kept_share=0.0: must be in \(0, 1\]"),
+        ({"source_rate": -1.0}, "source_rate=-1.0: must be a finite number above 0"),
+        ({"source_discount": 1.5}, r"source_discount=1.5: must be in \[0, 1\]"),
+        ({"q_initial": float("inf")}, "q_initial=inf: must be a finite number"),
+        ({"q_epsilon": 3.0}, r"q_epsilon=3.0: must be in \[0, 1\]"),
+        ({"noise_last": 2.0}, r"noise_last=2.0: must be in \[0, 1\]"),
+        ({"noise_decay": 0.0}, r"noise_decay=0.0: must be in \(0, 1\]"),
+        ({"lhf_stability": -1.0}, "lhf_stability=-1.0: must be a finite number of at least 0"),
+        ({"lhf_temperature": 0.0}, "lhf_temperature=0.0: must be a finite number above 0"),
+        ({"source_seed": -1}, "source_seed=-1: must be at least 0"),
         ({"source": "expert", "shared": True}, "shared=True: is for source='q_learning'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **options)
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "message"),
+    [
+        (ROOM, {"num_steps": 6}, "num_steps=6: must be at least 7, an episode of env=DarkRoom"),
+        (ROOM, {"kept_share": 0.015}, "kept_share=0.015: must be enough to keep an episode, 7 of num_steps=420"),
+        (ROOM, {"stride": 61}, "stride=61: must be at most 60, the episodes of a history"),
+        (ROOM, {"kept_share": 0.5, "stride": 31}, "stride=31: must be at most 30"),
+        (BANDIT, {"source": "ucb1", "num_tasks": 7, "lhf": True}, "lhf=True: must be False with env=BernoulliBandit"),
+        (BANDIT, {"source": "ucb1", "num_tasks": 7, "stride": 2}, "stride=2: must be 1 with env=BernoulliBandit"),
+        (ROBOT, {"source": "expert", "num_tasks": 3, "lhf": True}, "lhf=True: .* best return of a task is -.*above 0"),
+    ],
+)
+def test_histories_without_the_episodes_that_are_asked_for_are_refused(env, options, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(functools.partial(make_histories, env, dataclasses.replace(SMALL, **options)))
 
 
 def test_a_family_that_lists_no_tasks_needs_their_number():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import icrl_envs
+from icrl_jax.data import manifest
 from icrl_jax.data.histories import Distilled
 from icrl_jax.data.manifest import StoreError, is_whole
 from icrl_jax.data.store import write_histories
@@ -38,6 +39,14 @@ KEYS = jax.random.split(jax.random.key(11), 2)
 def at(directory, config=CONFIG, **options):
     histories = dataclasses.replace(config.histories, store=str(directory), **options)
     return dataclasses.replace(config, histories=histories)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    """Of one task each, or there would be one block of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "CHUNK_BYTES", 2**9)
+        yield
 
 
 @pytest.fixture(scope="module")
