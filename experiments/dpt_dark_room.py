@@ -1,6 +1,6 @@
 """DPT in the dark room: what is best in a cell that is asked about, given transitions of a room (Lee et al. 2023).
 
-make train EXPERIMENT=dpt_dark_room                    a 7 x 7 room
+make train EXPERIMENT=dpt_dark_room                    a 7 x 7 room; 35 of 44, offline 42
 make train EXPERIMENT=dpt_dark_room PRESET=paper       the paper's room and sizes, for one GPU
 
 Held against the exact posterior over all goals, which is what the loss is lowest for: online it samples as DPT does,
@@ -56,7 +56,7 @@ PRESETS = {
             # In a cell that is never the goal in training, staying is never right: weaker decay lets the model learn
             # that by heart, and then it leaves goals that are held out.
             optim=OptimConfig(learning_rate=3e-3, weight_decay=1.0),
-            num_updates=1500,
+            num_updates=3000,
             batch_size=16,
             horizon=147,
             behaviours=("random", "posterior"),

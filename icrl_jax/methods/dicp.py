@@ -27,6 +27,7 @@ from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.heads import Dynamics, DynamicsHeadConfig
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
+from icrl_jax.models.queries import check_asked
 from icrl_jax.models.world import World
 
 
@@ -63,6 +64,7 @@ class DICPConfig(ADConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_asked(self.model)
         self.foresight.check_horizon(self.horizon)
 
 

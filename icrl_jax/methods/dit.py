@@ -34,6 +34,7 @@ from icrl_jax.models.embeddings import EmbeddingConfig, Integers
 from icrl_jax.models.heads import ActionHeadConfig, ValueHeadConfig
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
+from icrl_jax.models.queries import check_asked
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import no_transition, rollout, start
 
@@ -138,8 +139,9 @@ def dit(env: TaskFamily, config: DITConfig) -> Method:
     require(has_arms, "labels", config.labels, f"another, as {env.name} has no arms")
     can_ask = config.labels != "optimal" or env.reset_anywhere is not None
     require(can_ask, "labels", config.labels, f"another, as {env.name} has no reset_anywhere")
-    blank = no_transition(env, env.default_params)
-    tokens = tokens_of(env)
+    blank, tokens = no_transition(env, env.default_params), tokens_of(env)
+    if tokens.tokens == "query":
+        check_asked(config.model)
 
     def init_params(key: Array) -> Learned:
         key_policy, key_critic = jax.random.split(key)

@@ -30,6 +30,7 @@ from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig, Integers
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
+from icrl_jax.models.queries import check_asked
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.rollout import no_transition, rollout, start
 
@@ -83,6 +84,8 @@ class DPTMDPConfig:
         given, names = self.behaviours, get_args(Behaviour)
         known = bool(given) and set(given) <= set(names)
         require(known, "behaviours", given, "one or more of " + ", ".join(map(repr, names)))
+        if self.query == "last":
+            check_asked(self.model)
         if self.asked == "visited":
             require(self.query == "last", "asked", self.asked, "'anywhere' with query='first'")
             require("random" not in given, "asked", self.asked, "'anywhere' with behaviours that are 'random'")

@@ -4,6 +4,8 @@
 Axes: B rows, T time, N tokens of a step, S = T N, Q queries, D width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -14,6 +16,18 @@ from icrl_jax.models.cache import Branches, Memory
 from icrl_jax.models.embeddings import by_step
 from icrl_jax.models.layers import NOTHING, Aux
 from icrl_jax.models.transformer import Transformer
+
+
+def check_asked(config: Any) -> None:
+    """Refuses models whose experts would be chosen for queries that nothing balances.
+
+    Raises:
+      ValueError: the config of a model with experts.
+    """
+    moe = getattr(config, "moe", None)
+    if moe is not None and moe.has_experts:
+        sizes = f"num_experts={moe.num_experts}, num_task_experts={moe.num_task_experts}"
+        raise ValueError(f"{sizes}: must be 0 where a model is asked (DPT and DIT with the query last, DICP)")
 
 
 def read_step(body: Tree, carry: Tree, x_BND: Array, reset_B: Array, episode_B: Array) -> tuple[Tree, Array]:
