@@ -46,7 +46,15 @@ def test_presets_build(name, monkeypatch):
         assert plan.method_spec.options.num_updates >= 750
 
 
-ASKED = {"compare_dark_room", "dicp_dark_room", "dicp_key_to_door", "dit_dark_room", "dpt_dark_room"}
+ASKED = {
+    "compare_dark_room",
+    "dicp_dark_room",
+    "dicp_key_to_door",
+    "dit_dark_room",
+    "dpt_dark_room",
+    "dpt_dark_room_permuted",
+    "dpt_tabular_mdp",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
