@@ -120,7 +120,7 @@ def regret_findings(
     online: dict[str, tuple[np.ndarray, np.ndarray]],
     conditions: dict[str, dict[str, dict[str, Any]]],
     suboptimality: dict[str, np.ndarray],
-    means: np.ndarray,
+    means: np.ndarray | None,
     reference: str,
     name: str = "dpt",
 ) -> Findings:
@@ -130,7 +130,7 @@ def regret_findings(
       online: agent -> regret curves and actions, each [S, B, T].
       conditions: as in `results.json`.
       suboptimality: agent -> [S, B, N + 1], under the standard data sets; none where nothing is learned offline.
-      means: of the arms of each task, [B, A].
+      means: of the arms of each task, [B, A]; None where actions are no arms.
       reference: the agent that the others' regret is divided by.
       name: the agent that was trained.
     """
@@ -149,12 +149,10 @@ def regret_findings(
             report.loss_figure(updates, loss, heldout=(updates, quick), agent=name, **goal),
             "Training loss, and the regret on a few validation tasks as training goes on (dashed: on the test tasks).",
         ),
-        (
-            "arms",
-            report.arm_choice_figure(online[name][1][0], means),
-            f"The arms {look(name).label} pulls in a few held-out tasks.",
-        ),
     ]
+    if means is not None:
+        arms = report.arm_choice_figure(online[name][1][0], means)
+        figures.append(("arms", arms, f"The arms {look(name).label} pulls in a few held-out tasks."))
     if suboptimality:
         at_sizes = jax.tree.map(lambda x: x[sizes], drawn["suboptimality"])
         caption = "What the chosen arm loses to the best one, given a data set of the training behaviour."

@@ -159,22 +159,30 @@ def tv_distance(agent: Agent, other: Agent, histories: Transition, key: Array) -
       ValueError: an agent without `probs`.
     """
 
-    def one_history(agents, row):
+    p, q = (action_probs(one, histories, key) for one in (agent, other))
+    return jnp.sum(jnp.abs(p - q), axis=-1) / 2
+
+
+def action_probs(agent: Agent, histories: Transition, key: Array) -> Array:
+    """With what probabilities an agent would act, given what others have lived; see `tv_distance`.
+
+    Returns:
+      At each step, before which so many transitions were seen, float32 [B, T, A].
+    Raises:
+      ValueError: an agent without `probs`.
+    """
+
+    def one_history(agent, row):
         history, index = row
-        p, q = (_replayed_probs(agent, history, jax.random.fold_in(key, index)) for agent in agents)
-        return jnp.sum(jnp.abs(p - q), axis=-1) / 2
+        key_init, key_replay = jax.random.split(jax.random.fold_in(key, index))
+        _, (_, info) = replay(agent, agent.init(key_init), history, key_replay)
+        if "probs" not in info:
+            raise ValueError(f"info holds {sorted(info)}: must hold 'probs' for a distance between agents to exist")
+        return info["probs"]
 
     num_tasks = histories.feedback.shape[0]
     rows = pad_rows((histories, jnp.arange(num_tasks)))
-    return over_rows(jax.vmap(one_history, in_axes=(None, 0)))((agent, other), rows)[:num_tasks]
-
-
-def _replayed_probs(agent: Agent, history: Transition, key: Array) -> Array:
-    key_init, key_replay = jax.random.split(key)
-    _, (_, info) = replay(agent, agent.init(key_init), history, key_replay)
-    if "probs" not in info:
-        raise ValueError(f"info holds {sorted(info)}: must hold 'probs' for a distance between agents to exist")
-    return info["probs"]
+    return over_rows(jax.vmap(one_history, in_axes=(None, 0)))(agent, rows)[:num_tasks]
 
 
 def _score(env, env_params, record: Record, size: int) -> tuple[dict, dict]:

@@ -46,7 +46,15 @@ def test_presets_build(name, monkeypatch):
         assert plan.method_spec.options.num_updates >= 750
 
 
-ASKED = {"compare_dark_room", "dicp_dark_room", "dicp_key_to_door", "dit_dark_room", "dpt_dark_room"}
+ASKED = {
+    "compare_dark_room",
+    "dicp_dark_room",
+    "dicp_key_to_door",
+    "dit_dark_room",
+    "dpt_dark_room",
+    "dpt_dark_room_permuted",
+    "dpt_tabular_mdp",
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,6 +135,62 @@ def test_dpt_dark_room_runs_a_few_steps(tmp_path, query):
         assert set(offline) == {"dpt", "posterior"} and offline["posterior"] <= best
     assert offline["posterior"] == best  # who saw an expert's episode knows the goal
     assert results["env_steps"] == 4 * 4 * 7
+
+
+def test_dpt_dark_room_permuted_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dpt_dark_room_permuted"]
+    sizes = (
+        "--size 3 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 "
+        "--eval-tasks 20 --eval-episodes 3 --num-updates 4 --num-chunks 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"dpt", "posterior", "random", "oracle"} == set(results["agents"])
+    final = {who: found["final_return"]["mean"] for who, found in results["agents"].items()}
+    assert final["oracle"] == 2 and final["random"] < 1  # four moves to the far corner, the fifth step stays there
+    assert results["agents"]["dpt"]["final_return"]["n"] == 20  # permutations
+    assert results["conditions"]["offline_expert"]["posterior"]["offline_return"]["mean"] == 2
+
+
+def test_dpt_tabular_mdp_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dpt_tabular_mdp"]
+    sizes = (
+        "--num-states 3 --num-actions 2 --episode-steps 3 --width 8 --num-layers 1 --num-heads 2 --context-len 10 "
+        "--horizon 9 --batch-size 4 --eval-tasks 11 --num-updates 4 --num-chunks 2 --num-seeds 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"dpt", "psrl", "posterior", "ucbvi", "random", "oracle"} == set(results["agents"])
+    regret = {who: found["cumulative_regret"] for who, found in results["agents"].items()}
+    assert regret["oracle"]["mean"] == 0 < regret["psrl"]["mean"] < regret["random"]["mean"]
+    assert regret["dpt"]["n"] == 11 and len(regret["dpt"]["per_seed"]) == 2
+    assert results["agents"]["random"]["mean_return"]["mean"] < results["agents"]["oracle"]["mean_return"]["mean"]
+    curves = results["curves"]["dpt"]
+    assert [len(curves[what]) for what in ("regret", "return", "tv_distance")] == [9, 3, 9]
+    assert len(results["conditions"]["histories_dpt"]["psrl"]["tv_distance"]["per_seed"]) == 2
+    for condition in ("histories_psrl", "histories_dpt"):
+        away = {who: found["tv_distance"]["mean"] for who, found in results["conditions"][condition].items()}
+        assert {"dpt", "untrained", "psrl", "ucbvi"} == set(away)
+        assert 0 < away["psrl"] < min(away["dpt"], away["ucbvi"])
+
+
+def test_regret_in_an_mdp_is_what_the_best_actions_would_have_earned_more():
+    """Two states, of which 1 pays 1 whatever one does; action 1 goes there, action 0 to state 0; three steps left or
+    fewer, so that the last step costs nothing and each earlier one in vain a reward."""
+    env = icrl_envs.make("tabular_mdp", num_states=2, num_actions=2, horizon=3)
+    task = env.default_params.replace(
+        transitions=jnp.broadcast_to(jnp.eye(2), (2, 2, 2)), reward_means=jnp.array([[0.0, 0.0], [1.0, 1.0]])
+    )
+    obs, actions = jnp.array([0, 0, 0, 0, 1, 0]), jnp.array([0, 0, 0, 1, 0, 1])
+    lived = Transition(obs, actions, jnp.zeros(6), obs, jnp.zeros(6, bool), jnp.zeros(6, bool))
+    lost = importlib.import_module("experiments.dpt_tabular_mdp").regret(env, task, lived)
+    np.testing.assert_allclose(lost, [1, 2, 2, 2, 3, 3])
+
+
+def test_a_context_of_an_mdp_is_made_of_whole_episodes():
+    config = EXPERIMENTS["dpt_tabular_mdp"].presets["cpu"]
+    with pytest.raises(ValueError, match="horizon=75: must be a multiple of episode_steps=7"):
+        dataclasses.replace(config, episode_steps=7)
 
 
 def test_dit_dark_room_runs_a_few_steps(tmp_path):
@@ -326,7 +390,8 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
         "ad_key_to_door, compare_dark_room, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, "
-        "dpt_bandit, dpt_dark_room, dpt_linear_bandit, lhf_dark_room" in capsys.readouterr().err
+        "dpt_bandit, dpt_dark_room, dpt_dark_room_permuted, dpt_linear_bandit, dpt_tabular_mdp, lhf_dark_room"
+        in capsys.readouterr().err
     )
 
 

@@ -4,19 +4,25 @@ Osband, Russo, Van Roy, *(More) Efficient Reinforcement Learning via Posterior S
 https://arxiv.org/abs/1306.0940.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 
 from icrl_envs.planning import plan
 from icrl_envs.tabular_mdp import RewardLaw, TabularMDP
-from icrl_envs.task_family import is_int, require
-from icrl_jax.agents.learner import Static, given
+from icrl_envs.task_family import is_int, is_name, require
+from icrl_jax.agents.learner import Static, given, learner
 from icrl_jax.agents.planner import Planned, planner
 from icrl_jax.agents.tabular import Visits, count, no_visits, require_tabular
 from icrl_jax.core import Agent, Array, partial
 
+Decide = Literal["episode", "step"]
+"""When MDPs are drawn: where an episode starts, or at every step from all that was seen before it. The latter's `probs`
+are what DPT's loss is lowest for, and it acts as DPT samples."""
 
-def psrl(env: TabularMDP, draws: int = 1) -> Agent:
+
+def psrl(env: TabularMDP, draws: int = 1, decide: Decide = "episode") -> Agent:
     """Posterior sampling with the family's own prior and law of rewards: the posterior is exact.
 
     transitions[s, a] ~ Dirichlet(concentration + counts[s, a]), and reward_means[s, a] ~ Beta(1 + successes, 1 +
@@ -27,14 +33,18 @@ def psrl(env: TabularMDP, draws: int = 1) -> Agent:
       env: the family; an episode is planned for its `horizon`.
       draws: MDPs drawn for an episode; the first is acted in, and `info` holds `probs`, float32 [A]: the share of them
         in which each action is best now, with many an estimate of the action's posterior probability to be so.
+      decide: see `Decide`; PSRL is "episode".
     Raises:
-      ValueError: another environment, or fewer than one draw.
+      ValueError: another environment, fewer than one draw, or an unknown `decide`.
     """
     require_tabular(env)
     require(is_int(draws, 1), "draws", draws, "an integer of at least 1")
+    require(is_name(decide, get_args(Decide)), "decide", decide, " or ".join(map(repr, get_args(Decide))))
     first = Planned(no_visits(1, env), jnp.zeros((draws, env.horizon, env.num_states), jnp.int32))
     noise_var = jnp.square(jnp.float32(env.noise_sd))
     plans = partial(_plans, Static((env.horizon, env.reward_law)), jnp.float32(env.concentration), noise_var)
+    if decide == "step":
+        return learner(partial(given, first.known), partial(count), partial(_plan_and_follow, plans, first.plan))
     return planner(partial(given, first), partial(count), plans, partial(_follow))
 
 
@@ -68,3 +78,7 @@ def _follow(carry: Planned, key: Array, obs: Array) -> tuple[Array, dict]:
     best = carry.plan[:, jnp.minimum(carry.known.step, horizon - 1), obs]
     num_actions = carry.known.means.shape[-1]
     return best[0], {"probs": jnp.mean(jax.nn.one_hot(best, num_actions), axis=0)}
+
+
+def _plan_and_follow(plans, blank: Array, known: Visits, key: Array, obs: Array) -> tuple[Array, dict]:
+    return _follow(Planned(known, plans(Planned(known, blank), key)), key, obs)

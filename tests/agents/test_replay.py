@@ -62,6 +62,7 @@ AGENTS = {
     "posterior": (posterior(DENSE), DENSE),
     "posterior_of_episodes": (posterior(DENSE, "episode"), DENSE),
     "psrl": (psrl(MDP, draws=3), MDP),
+    "psrl_by_the_step": (psrl(MDP, draws=3, decide="step"), MDP),
     "q_learning": (q_learning(MDP, decay_steps=T), MDP),
     "q_learning_of_copies": (q_learning(ROOM, decay_steps=T), icrl_envs.copies(ROOM, 2)),
     "thompson_beta": (thompson_beta(A), BERNOULLI),

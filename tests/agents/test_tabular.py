@@ -170,27 +170,52 @@ def assert_moments(draws, mean, var):
     np.testing.assert_allclose(draws.var(0), var, rtol=1 / 3, atol=1e-9)
 
 
-def test_psrl_acts_optimally_in_what_it_draws():
-    """How often each action is best, at each state and step, in MDPs drawn and solved by NumPy."""
-    env, n = icrl_envs.make("tabular_mdp", num_states=3, num_actions=2, horizon=3), 3001
-    seen = history(env, 8 * env.horizon, 1)
-    more = jax.tree.map(lambda x: np.append(x, x[:1]), seen)  # replay teaches all but the last
-    plans = relive(psrl(env, n), more)[1]["carry"].plan[-1]
-    counts, paid = (x[0] for x in tables(env, seen))
+SMALL, DRAWS = icrl_envs.make("tabular_mdp", num_states=3, num_actions=2, horizon=3), 3001
+
+
+def np_best(seen):
+    """How often each action is best, at each state and step, in MDPs drawn and solved by NumPy, [H, S, A]."""
+    counts, paid = (x[0] for x in tables(SMALL, seen))
     visits, random = counts.sum(-1), np.random.default_rng(7)
-    wins = np.zeros((env.horizon, 3, 2))
-    for _ in range(n):
+    wins = np.zeros((SMALL.horizon, 3, 2))
+    for _ in range(DRAWS):
         transitions = random.standard_gamma(1 + counts)
         transitions /= transitions.sum(-1, keepdims=True)
         rewards = random.beta(1 + paid, 1 + visits - paid)
-        q = np.zeros((env.horizon + 1, 3, 2))
-        for h in reversed(range(env.horizon)):
+        q = np.zeros((SMALL.horizon + 1, 3, 2))
+        for h in reversed(range(SMALL.horizon)):
             q[h] = rewards + transitions @ q[h + 1].max(-1)
         wins += np.eye(2)[q[:-1].argmax(-1)]
-    share, expected = np.eye(2)[plans].mean(0), wins / n
-    error = np.sqrt(2 * (expected * (1 - expected) + 1 / n) / n)
+    return wins / DRAWS
+
+
+def assert_shares(share, expected):
+    error = np.sqrt(2 * (expected * (1 - expected) + 1 / DRAWS) / DRAWS)
     np.testing.assert_array_less(np.abs(share - expected), 5 * error)
+
+
+def test_psrl_acts_optimally_in_what_it_draws():
+    seen = history(SMALL, 8 * SMALL.horizon, 1)
+    more = jax.tree.map(lambda x: np.append(x, x[:1]), seen)  # replay teaches all but the last
+    plans, expected = relive(psrl(SMALL, DRAWS), more)[1]["carry"].plan[-1], np_best(seen)
+    assert_shares(np.eye(2)[plans].mean(0), expected)
     assert np.ptp(expected[..., 0]) > 0.3  # states differ in what is known of them
+
+
+def test_psrl_by_the_step_knows_what_the_episode_has_shown():
+    """Here that the action which paid before does not, and the other one does."""
+    seen = history(SMALL, SMALL.horizon + 3, 1)
+    obs, actions, feedback = np.array([0, 1, 0, 0, 0, 0]), np.array([0, 1, 0, 0, 1, 0]), np.array([1, 0, 1, 0, 1, 0])
+    seen = seen._replace(obs=np.int32(obs), action=np.int32(actions), feedback=np.float32(feedback))
+    seen = seen._replace(next_obs=np.append(seen.obs[1:], np.int32(0)))
+    by_step, by_episode = (relive(psrl(SMALL, DRAWS, decide), seen) for decide in ("step", "episode"))
+    probs = by_step[1]["probs"]
+    for t in (3, 5):  # the first and the last step of the second episode
+        expected = np_best(jax.tree.map(lambda x, t=t: x[:t], seen))
+        assert_shares(probs[t], expected[t - 3, 0])
+    assert_shares(by_episode[1]["probs"][3], probs[3].astype(float))
+    assert abs(by_episode[1]["probs"][5, 0] - probs[5, 0]) > 0.1
+    assert 0 < np.mean(by_step[0]) < 1
 
 
 def test_psrl_keeps_to_its_first_draw_until_the_episode_ends():
@@ -239,6 +264,7 @@ def test_regret_falls_from_episode_to_episode(name):
     [
         (lambda: psrl(icrl_envs.revealed(MDP)), "env='TabularMDP': must be a tabular_mdp, not wrapped"),
         (lambda: psrl(MDP, draws=0), "draws=0: must be an integer of at least 1"),
+        (lambda: psrl(MDP, decide="greedy"), "decide='greedy': must be 'episode' or 'step'"),
         (lambda: ucbvi(icrl_envs.make("gaussian_bandit"), 3), "env=.*: must be a tabular_mdp, not wrapped"),
         (lambda: ucbvi(MDP, 0), "num_episodes=0: must be an integer of at least 1"),
         (lambda: ucbvi(MDP, 3, form="auer"), "form='auer': must be 'azar' or 'lin'"),
