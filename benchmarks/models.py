@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measure import Row, faster, in_turn, milliseconds
+from icrl_jax.agents.in_context import as_row, of_row
 from icrl_jax.methods.supervised import gradient_of_rows
 from icrl_jax.models.cache import Memory
 from icrl_jax.models.gru import GRUConfig
@@ -157,6 +158,16 @@ def follow(model: Any, carry: Any, x: jax.Array) -> jax.Array:
     return jax.lax.scan(lambda carry, x: model.step(carry, x, never), carry, x)[1]
 
 
+def follow_one(model: Any, carry: Any, x: jax.Array) -> jax.Array:
+    """The same of a single row, whose memory is kept without its axis, as an agent does."""
+
+    def step(carry, x):
+        carry, y = model.step(as_row(carry), x, jnp.zeros(1, bool))
+        return of_row(carry), y
+
+    return jax.lax.scan(step, of_row(carry), x)[1]
+
+
 def training(config: ModelConfig, num_rows: int, length: int) -> tuple[Callable[[], object], int]:
     """The gradient of a batch as `supervised` takes it, and the bytes that this needs on all devices.
 
@@ -187,7 +198,8 @@ def acting(config: ModelConfig, num_rows: int, num_steps: int) -> Callable[[], o
     """Steps that go on from a memory of full length."""
     model = make_model(config, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (num_steps, num_rows, config.width))
-    act = jax.jit(lambda model, carry, x: follow(model, carry, x)[-1])
+    through = follow if num_rows > 1 else follow_one
+    act = jax.jit(lambda model, carry, x: through(model, carry, x)[-1])
     carry = model.init_carry(num_rows)
     if isinstance(carry, Memory):
         full = jnp.full(num_rows, config.context_len, jnp.int32)
