@@ -62,7 +62,7 @@ def layer_rows(size: Size) -> Iterator[Row]:
 
 def group_row(size: Size) -> Row:
     """The same, with as many tokens in a pass as training gives each side."""
-    shape = (jax.device_count() * size.rows, size.length, size.width)
+    shape = (size.rows, size.length, size.width)
     keys, x = jax.random.split(jax.random.key(1), shape[0]), jax.random.normal(jax.random.key(0), shape)
     rows = jax.device_put((x, keys), rows_sharding(0))
     layers = {
