@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments._bandits import trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
-from icrl_jax.core import Agent, Array, Method, Tree, partial
+from icrl_jax.core import Agent, Array, Method, Transition, Tree, partial
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.data.histories import Histories, episode_returns
 from icrl_jax.evaluate import evaluate
@@ -95,11 +95,22 @@ def offline_returns(
     return found
 
 
-def answering(method: Method, params: Tree) -> list[Callable[[Tree], Agent]]:
-    """For each seed, `context -> agent`, which acts on it alone by the likeliest action."""
-    answer = lambda params, context: method.agent(params, context, online=False)
+def answering(answer: Callable[[Tree, Tree], Agent], params: Tree) -> list[Callable[[Tree], Agent]]:
+    """For each seed, `context -> agent`, of `(params, context) -> agent`; one `answer` is compiled once."""
     num_seeds = jax.tree.leaves(params)[0].shape[0]
     return [partial(answer, jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
+
+
+def alone(method: Method) -> Callable[[Tree, Tree], Agent]:
+    """`(params, context) -> agent`, which acts on a context alone by the likeliest action."""
+    return lambda params, context: method.agent(params, context, online=False)
+
+
+def first_steps(agent: Agent, world: TaskFamily, tasks: Tree, horizon: int) -> Transition:
+    """The first transitions of an agent in each task, [B, horizon, ...]."""
+    num_episodes = -(-horizon // int(world.default_params.max_steps_in_episode))
+    shown = evaluate(agent, world, tasks, jax.random.key(EVAL_SEED + 4), num_episodes=num_episodes).record.transition
+    return jax.tree.map(lambda x: x[:, :horizon], shown)
 
 
 def source_returns(env: TaskFamily, histories: HistoriesConfig, tasks: Tree) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import _distilled as distilled
 from experiments import _episodes as episodes
-from experiments import _planning
+from experiments import _planning, dicp_dark_room
 from experiments._bandits import intervals, trained_agents
 from experiments.ad_dark_room import CELLS
 from experiments.dpt_dark_room import OFFLINE, exactly, random_contexts
@@ -56,16 +56,10 @@ PRESETS = {
         episode_steps=14,
         num_chunks=5,
         eval_tasks=80,
-        ad=DICPConfig(
-            model=TransformerConfig(width=64, num_layers=3, num_heads=4, context_len=15 * 14 + 1, positions="none"),
-            embedding=CELLS,
-            optim=OptimConfig(learning_rate=3e-3),
-            histories=HistoriesConfig(num_streams=16, num_steps=90 * 14, stride=6),
+        ad=dataclasses.replace(
+            dicp_dark_room.CPU.ad,
+            model=dataclasses.replace(dicp_dark_room.CPU.ad.model, context_len=15 * 14 + 1, positions="none"),
             num_updates=1000,
-            batch_size=32,
-            horizon=15 * 14,
-            foresight=ForesightConfig(reward_values=(0.0, 1.0), dynamics_steps=32),
-            plan=PlanConfig(beam_width=5, plan_depth=6),
         ),
     ),
     "paper": Config(
@@ -121,7 +115,10 @@ def findings(trained: Trained) -> Findings:
         curves["random"] = play(agents.uniform(env))[None]
         many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
         contexts = random_contexts(env, many, config.ad.horizon)
-        players = {who: episodes.answering(*what) for who, what in learned.items()} | {"posterior": [exactly(env)]}
+        players: Any = {
+            who: episodes.answering(episodes.alone(method), params) for who, (method, params) in learned.items()
+        }
+        players["posterior"] = [exactly(env)]
         conditions = {
             "offline_random": intervals(OFFLINE, episodes.offline_returns(players, env, tasks, repeats, contexts))
         }

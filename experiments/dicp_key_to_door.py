@@ -12,7 +12,7 @@ from experiments import ad_key_to_door, dicp_dark_room
 from experiments.dicp_dark_room import CPU, PAPER
 from icrl_jax.agents import PlanConfig
 from icrl_jax.methods.sources import HistoriesConfig
-from icrl_jax.run import EnvSpec, main
+from icrl_jax.run import main
 
 SOURCE = ad_key_to_door.PRESETS["cpu"].ad.histories
 
@@ -48,11 +48,7 @@ PRESETS = {
 EXPERIMENT = dicp_dark_room.EXPERIMENT._replace(
     name="dicp_key_to_door",
     presets=PRESETS,
-    env=lambda config: EnvSpec(
-        "dark_key_to_door",
-        config.env_preset,
-        {"observation": "cell", "size": config.room_size, "horizon": config.episode_steps},
-    ),
+    env=ad_key_to_door.EXPERIMENT.env,
 )
 
 if __name__ == "__main__":

@@ -12,24 +12,24 @@ given the best actions as labels, the upper reference. In the small room `--expe
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 
 from experiments import _episodes as episodes
+from experiments import dpt_dark_room
 from experiments._bandits import intervals, trained_agents
-from icrl_envs import TaskFamily, revealed
+from experiments.dpt_dark_room import OFFLINE
+from icrl_envs import revealed
 from icrl_jax import agents
-from icrl_jax.core import Agent, Transition, Tree, partial
-from icrl_jax.evaluate import evaluate
-from icrl_jax.methods.dit import DITConfig, Learned, make_behaviour
+from icrl_jax.core import Agent, Transition, Tree
+from icrl_jax.methods.dit import DITConfig, make_behaviour
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import EnvSpec, Experiment, Findings, MethodSpec, RunOptions, Trained, main
 
-METHOD, OFFLINE = "icrl_jax.methods.dit:dit", "offline_return"
+METHOD = "icrl_jax.methods.dit:dit"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Config(RunOptions):
     dit: DITConfig = field(default_factory=DITConfig)
     """The method."""
 
+
+PAPER = dpt_dark_room.PRESETS["paper"].dpt  # the same network, trained alike
 
 PRESETS = {
     "cpu": Config(
@@ -70,12 +72,8 @@ PRESETS = {
         episode_steps=100,
         eval_episodes=40,
         dit=DITConfig(
-            model=TransformerConfig(
-                width=32, num_layers=4, num_heads=4, context_len=101, positions="none", dtype="float32"
-            ),
-            optim=OptimConfig(
-                learning_rate=1e-3, weight_decay=1e-4, schedule="constant", warmup=0.0, beta2=0.999, clip=None
-            ),
+            model=PAPER.model,
+            optim=PAPER.optim,
             num_updates=50_000,  # 50 epochs of 64,000 contexts in batches of 64
             batch_size=64,
             horizon=100,
@@ -121,33 +119,15 @@ def findings(trained: Trained) -> Findings:
         makers = {"random": agents.uniform(world), "behaviour": sources["behaviour"], "expert": sources["oracle"]}
         conditions = {}
         for who, maker in makers.items():
-            contexts = made_by(maker, env, many, config.dit.horizon)
+            contexts = episodes.first_steps(maker, world, many, config.dit.horizon)
             for how, answer in ANSWERS.items():
-                found = {name: offline(answer, params, env, many, contexts) for name, (_, params) in learned.items()}
-                of_goals = {name: x.reshape(len(x), -1, repeats).mean(axis=-1) for name, x in found.items()}
-                conditions[f"offline_{who}{how}"] = intervals(OFFLINE, of_goals)
+                players = {name: episodes.answering(answer, params.policy) for name, (_, params) in learned.items()}
+                found = episodes.offline_returns(players, env, tasks, repeats, contexts)
+                conditions[f"offline_{who}{how}"] = intervals(OFFLINE, found)
     more = " The behaviour, whose episodes are the contexts of training, does not learn."
     return episodes.online_findings(trained, "dit", curves, episodes.METRIC, "oracle", more)._replace(
         conditions=conditions
     )
-
-
-def made_by(maker: Agent, env: TaskFamily, tasks: Tree, horizon: int) -> Transition:
-    """The first steps of an agent in each task, [B, horizon, ...]."""
-    num_episodes = -(-horizon // int(env.default_params.max_steps_in_episode))
-    key = jax.random.key(episodes.EVAL_SEED + 4)
-    shown = evaluate(maker, revealed(env), tasks, key, num_episodes=num_episodes).record.transition
-    return jax.tree.map(lambda x: x[:, :horizon], shown)
-
-
-def offline(
-    answer: Callable[[Tree, Transition], Agent], params: Learned, env: TaskFamily, tasks: Tree, contexts: Transition
-) -> np.ndarray:
-    """Returns of one episode that each seed plays from a given context alone, [S, B]."""
-    key, num_seeds = jax.random.key(episodes.EVAL_SEED + 3), jax.tree.leaves(params)[0].shape[0]
-    players = [partial(answer, jax.tree.map(lambda x, s=s: x[s], params.policy)) for s in range(num_seeds)]
-    played = [evaluate(player, env, tasks, key, num_episodes=1, context=contexts) for player in players]
-    return np.stack([np.asarray(one.metrics["mean_return"]) for one in played])
 
 
 def _sampled(policy: Tree, context: Transition) -> Agent:

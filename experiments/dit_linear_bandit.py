@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import _bandits as bandits
+from experiments import dit_dark_room
 from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.methods.dit import DITConfig, make_behaviour
@@ -66,12 +67,8 @@ PRESETS = {
         dim=10,
         noise_sd=0.3**0.5,  # the text writes the variance
         dit=DITConfig(
-            model=TransformerConfig(
-                width=32, num_layers=4, num_heads=4, context_len=201, positions="none", dtype="float32"
-            ),
-            optim=OptimConfig(
-                learning_rate=1e-3, weight_decay=1e-4, schedule="constant", warmup=0.0, beta2=0.999, clip=None
-            ),
+            model=dataclasses.replace(dit_dark_room.PAPER.model, context_len=201),
+            optim=dit_dark_room.PAPER.optim,
             num_updates=78_000,  # 50 epochs of 100,000 contexts in batches of 64
             batch_size=64,
             horizon=200,

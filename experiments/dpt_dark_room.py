@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import _episodes as episodes
@@ -22,7 +21,6 @@ from icrl_envs import TaskFamily, revealed
 from icrl_jax import agents
 from icrl_jax.core import Agent, Transition, Tree, partial
 from icrl_jax.data.contexts import scattered
-from icrl_jax.evaluate import evaluate
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
@@ -115,11 +113,13 @@ def offline(trained: Trained, tasks: Tree, repeats: int) -> dict[str, dict]:
     """Returns of one episode that is played from a given context alone, by the likeliest action."""
     env, horizon = trained.env, trained.config.dpt.horizon
     many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
-    players = {"dpt": episodes.answering(trained.method, trained.params), "posterior": [exactly(env)]}
-    kinds = {"offline_random": random_contexts, "offline_expert": expert_contexts}
+    learned = episodes.answering(episodes.alone(trained.method), trained.params)
+    players, contexts = {"dpt": learned, "posterior": [exactly(env)]}, {}
+    contexts["offline_random"] = random_contexts(env, many, horizon)
+    contexts["offline_expert"] = episodes.first_steps(agents.oracle(env), revealed(env), many, horizon)
     return {
-        name: intervals(OFFLINE, episodes.offline_returns(players, env, tasks, repeats, make(env, many, horizon)))
-        for name, make in kinds.items()
+        name: intervals(OFFLINE, episodes.offline_returns(players, env, tasks, repeats, given))
+        for name, given in contexts.items()
     }
 
 
@@ -137,14 +137,6 @@ def random_contexts(env: TaskFamily, tasks: Tree, horizon: int) -> Transition:
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     keys = jax.random.split(jax.random.key(episodes.EVAL_SEED + 4), num_tasks)
     return jax.jit(jax.vmap(lambda task, key: scattered(env, task, key, horizon)))(tasks, keys)
-
-
-def expert_contexts(env: TaskFamily, tasks: Tree, horizon: int) -> Transition:
-    """The first steps of one who knows the task, [B, horizon, ...]."""
-    num_episodes = -(-horizon // int(jnp.max(tasks.max_steps_in_episode)))
-    key = jax.random.key(episodes.EVAL_SEED + 5)
-    shown = evaluate(agents.oracle(env), revealed(env), tasks, key, num_episodes=num_episodes).record.transition
-    return jax.tree.map(lambda x: x[:, :horizon], shown)
 
 
 EXPERIMENT = Experiment(

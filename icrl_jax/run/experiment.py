@@ -70,7 +70,7 @@ class Experiment(NamedTuple):
     name: str
     presets: Mapping[str, Any]  # "cpu", "paper" -> its configuration, a dataclass that extends `RunOptions`
     env: Callable[[Any], EnvSpec]  # config -> environment
-    method: Callable[[Any], MethodSpec]  # config -> method; its options have `num_updates`, `batch_size`, `horizon`
+    method: Callable[[Any], MethodSpec]  # config -> method; its options: see docs/architecture.md
     metric: str  # the one that says how good a trained agent is, e.g. "cumulative_regret"
     score: Callable[[TaskFamily, Any, int], Score]  # (env, config, B) -> that metric on B held-out tasks
     findings: Callable[[Trained], Findings]  # the final evaluation
