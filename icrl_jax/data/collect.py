@@ -62,14 +62,16 @@ def predict_bytes(
     Not divided among devices, since training gives each of them a copy of the histories; these twice, where the devices
     do not divide the tasks. Nothing is computed.
     """
-    collect = partial(_collect, env=env, num_rounds=num_rounds, keep_every=keep_every, next_obs=next_obs)
-    histories = jax.eval_shape(collect, learner, env_params=env_params, key=jax.random.key(0))
+    # Called as `collect_histories` does, so that it is traced once for both.
+    collect = lambda *given: _collect(given[0], env, *given[1:3], num_rounds, keep_every, next_obs, given[3])
+    histories = jax.eval_shape(collect, learner, env_params, jax.random.key(0), 0)
     at_work = jax.eval_shape(_one_round, learner, _first(env_params))
     num_tasks = _num_tasks(env_params)
     uneven = num_tasks % jax.device_count() > 0  # then devices do a few tasks too many, and leaving those out is a copy
     return nbytes(histories) * (2 if uneven else 1) + num_tasks * nbytes(at_work)
 
 
+@jax.jit  # never run; so it is traced once, whoever asks for its shapes
 def _one_round(learner: Learner, env_params: Any) -> Tree:
     key = jax.random.key(0)
     return learner.learn(learner.init(key, env_params), key)
@@ -132,7 +134,7 @@ def episode_steps(env: Environment) -> int:
 
 
 @partial(jax.jit, static_argnames=("env", "num_rounds", "keep_every", "next_obs"))
-def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs, first_task=0) -> Histories:
+def _collect(learner, env, env_params, key, num_rounds, keep_every, next_obs, first_task) -> Histories:
     num_tasks = _num_tasks(env_params)
     round_steps, num_streams = _sizes(learner, env_params)
     num_steps = num_rounds * round_steps

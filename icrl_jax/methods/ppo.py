@@ -21,6 +21,7 @@ from icrl_envs import TaskFamily
 from icrl_envs.task_family import NEVER, any_of_batch
 from icrl_jax.agents import trained
 from icrl_jax.agents.in_context import empty_memory, stack_memories, step_one
+from icrl_jax.agents.learner import Static
 from icrl_jax.core import Agent, Array, Learner, Method, TimeStep, TrainState, Transition, Tree, partial
 from icrl_jax.data.contexts import timesteps_of
 from icrl_jax.methods.returns import gae
@@ -132,16 +133,19 @@ def a2c(**options: Any) -> PPOConfig:
 def ppo_learner(env: Environment, config: PPOConfig) -> Learner:
     """PPO as a source algorithm: all streams are in the one task that `init` is given, which never changes."""
     _check_positions(env, config, None)
+    given = Static((env, config))
+    return Learner(partial(_learner_init, given), partial(_learner_learn, given))
 
-    def init(key: Array, env_params: Any) -> TrainState:
-        tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_streams, *jnp.shape(x))), env_params)
-        return _begin(env, config, tasks, key)
 
-    def learn(state: TrainState, key: Array) -> tuple[TrainState, Record]:
-        state, record, _ = play_and_learn(env, config, state, key)
-        return state, record
+def _learner_init(given: Static, key: Array, env_params: Any) -> TrainState:
+    env, config = given.value
+    tasks = jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_streams, *jnp.shape(x))), env_params)
+    return _begin(env, config, tasks, key)
 
-    return Learner(partial(init), partial(learn))  # a pytree, as collectors want it
+
+def _learner_learn(given: Static, state: TrainState, key: Array) -> tuple[TrainState, Record]:
+    state, record, _ = play_and_learn(*given.value, state, key)
+    return state, record
 
 
 def ppo(env: TaskFamily, config: PPOConfig) -> Method:

@@ -15,6 +15,7 @@ from gymnax.environments.environment import Environment
 
 from icrl_envs.task_family import any_of_batch
 from icrl_jax.agents.in_context import empty_memory, step_one
+from icrl_jax.agents.learner import Static
 from icrl_jax.core import Agent, Array, Learner, TimeStep, TrainState, Transition, Tree, partial, select
 from icrl_jax.methods.supervised import OptimConfig, descend, make_optimiser, make_schedule
 from icrl_jax.models.embeddings import EmbeddingConfig, make_embedding
@@ -108,52 +109,52 @@ def sac_learner(env: Environment, config: SACConfig) -> Learner:
     obs_space, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"env={env.name}: must have continuous actions for sac_learner, not {action_space!r}")
-    tx, schedule = make_optimiser(config.optim), make_schedule(config.optim, config.num_updates)
+    given = Static((env, config))
+    return Learner(partial(_init, given), partial(_learn, given))
 
-    def init(key: Array, env_params: Any) -> TrainState:
-        key_actor, key_critics, key_start = jax.random.split(key, 3)
-        actor = Policy(config.model, obs_space, action_space, key_actor, SEES, HEAD)
-        one_critic = lambda key: Critic(config.model, obs_space, action_space, key)
-        critics = jax.vmap(one_critic)(jax.random.split(key_critics))
-        weights = Weights(actor, critics, jnp.log(jnp.float32(config.alpha)))
-        keys = jax.random.split(key_start, config.num_streams)
-        rollouts = jax.vmap(lambda key: start(explorer(actor), env, env_params, key))(keys)
-        blank = lambda x: jnp.zeros((config.buffer_size, *x.shape[1:]), x.dtype)
-        extra = {
-            "rollouts": rollouts,
-            "buffer": jax.tree.map(blank, rollouts.timestep.prev),
-            "targets": critics,
-        }
-        opt_state = tx.init(weights)  # type: ignore[arg-type]
-        return TrainState(weights, opt_state, extra, None, jnp.zeros((), jnp.int32))
 
-    def learn(state: TrainState, key: Array) -> tuple[TrainState, Record]:
-        key_play, key_learn = jax.random.split(key)
-        keys = jax.random.split(key_play, config.num_streams)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
-            rate = jnp.float32(config.optim.learning_rate) * schedule(state.step)
+def _init(given: Static, key: Array, env_params: Any) -> TrainState:
+    env, config = given.value
+    obs_space, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
+    key_actor, key_critics, key_start = jax.random.split(key, 3)
+    actor = Policy(config.model, obs_space, action_space, key_actor, SEES, HEAD)
+    one_critic = lambda key: Critic(config.model, obs_space, action_space, key)
+    critics = jax.vmap(one_critic)(jax.random.split(key_critics))
+    weights = Weights(actor, critics, jnp.log(jnp.float32(config.alpha)))
+    keys = jax.random.split(key_start, config.num_streams)
+    rollouts = jax.vmap(lambda key: start(explorer(actor), env, env_params, key))(keys)
+    blank = lambda x: jnp.zeros((config.buffer_size, *x.shape[1:]), x.dtype)
+    extra = {"rollouts": rollouts, "buffer": jax.tree.map(blank, rollouts.timestep.prev), "targets": critics}
+    opt_state = make_optimiser(config.optim).init(weights)  # type: ignore[arg-type]
+    return TrainState(weights, opt_state, extra, None, jnp.zeros((), jnp.int32))
 
-        def step(carry, _):
-            learned, rollouts, buffer = carry
-            t = rollouts.t[0]
-            player = explorer(learned[0].actor, t * config.num_streams < config.random_steps)
-            rollouts, record = jax.vmap(lambda state, key: rollout(player, env, state, key, 1))(rollouts, keys)
-            record = jax.tree.map(lambda x: x[:, 0], record)
-            buffer = store(buffer, record.transition, t)
-            seen = (t + 1) * config.num_streams
-            improved = lambda: improve(config, learned, buffer, seen, rate, jax.random.fold_in(key_learn, t))
-            ready = seen > config.random_steps
-            learned = jax.lax.cond(any_of_batch(ready), lambda: select(ready, improved(), learned), lambda: learned)
-            return (learned, rollouts, buffer), record
 
-        extra = state.extra
-        carry = (state.params, state.opt_state, extra["targets"]), extra["rollouts"], extra["buffer"]
-        carry, record = jax.lax.scan(step, carry, length=config.num_steps)
-        (weights, opt_state, targets), rollouts, buffer = carry
-        extra = {"rollouts": rollouts, "buffer": buffer, "targets": targets}
-        return TrainState(weights, opt_state, extra, None, state.step + 1), record
+def _learn(given: Static, state: TrainState, key: Array) -> tuple[TrainState, Record]:
+    env, config = given.value
+    key_play, key_learn = jax.random.split(key)
+    keys = jax.random.split(key_play, config.num_streams)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+        rate = jnp.float32(config.optim.learning_rate) * make_schedule(config.optim, config.num_updates)(state.step)
 
-    return Learner(partial(init), partial(learn))  # a pytree, as collectors want it
+    def step(carry, _):
+        learned, rollouts, buffer = carry
+        t = rollouts.t[0]
+        player = explorer(learned[0].actor, t * config.num_streams < config.random_steps)
+        rollouts, record = jax.vmap(lambda state, key: rollout(player, env, state, key, 1))(rollouts, keys)
+        record = jax.tree.map(lambda x: x[:, 0], record)
+        buffer = store(buffer, record.transition, t)
+        seen = (t + 1) * config.num_streams
+        improved = lambda: improve(config, learned, buffer, seen, rate, jax.random.fold_in(key_learn, t))
+        ready = seen > config.random_steps
+        learned = jax.lax.cond(any_of_batch(ready), lambda: select(ready, improved(), learned), lambda: learned)
+        return (learned, rollouts, buffer), record
+
+    extra = state.extra
+    carry = (state.params, state.opt_state, extra["targets"]), extra["rollouts"], extra["buffer"]
+    carry, record = jax.lax.scan(step, carry, length=config.num_steps)
+    (weights, opt_state, targets), rollouts, buffer = carry
+    extra = {"rollouts": rollouts, "buffer": buffer, "targets": targets}
+    return TrainState(weights, opt_state, extra, None, state.step + 1), record
 
 
 def explorer(actor: Policy, random: Array | bool = False) -> Agent:

@@ -382,18 +382,19 @@ def test_families_without_what_dpt_needs_are_refused():
     assert dpt_mdp(rooms, config(asked="visited", behaviours=("mixture",)))
 
 
-def small(steps):
+def small(steps, width=32):
     return TransformerConfig(
-        width=32, num_layers=2, num_heads=2, context_len=steps + 1, positions="none", dtype="float32"
+        width=width, num_layers=2, num_heads=2, context_len=steps + 1, positions="none", dtype="float32"
     )
 
 
-def learned(env, steps, query, **options):
-    """A small DPT after 600 updates."""
-    options = {"model": small(steps), "optim": OptimConfig(learning_rate=5e-3), "horizon": steps, **options}
-    method = dpt_mdp(env, DPTMDPConfig(query=query, integers="tables", num_updates=600, batch_size=64, **options))
+def learned(env, query, model, updates, batch_size, learning_rate, **options):
+    """A small DPT after so many updates."""
+    sizes = {"model": model, "horizon": model.context_len - 1, "num_updates": updates, "batch_size": batch_size}
+    optim = OptimConfig(learning_rate=learning_rate)
+    method = dpt_mdp(env, DPTMDPConfig(query=query, integers="tables", optim=optim, **sizes, **options))
     keys = jax.random.split(jax.random.key(0), 1)
-    return method.agent(jax.tree.map(lambda x: x[0], fit(keys, method, Schedule(1, 600)).params))
+    return method.agent(jax.tree.map(lambda x: x[0], fit(keys, method, Schedule(1, updates)).params))
 
 
 def unpaid(act, carry, key, timestep):
@@ -412,7 +413,7 @@ def test_a_small_trained_dpt_gives_the_exact_posterior(query):
     exact = posterior(room, "step", room.tasks("train"))
     method = dpt_mdp(room, config(query=query, horizon=steps, model=small(steps)))
     blind = Agent(exact.init, partial(unpaid, exact.act))
-    agents = learned(room, steps, query), method.agent(init(method)), blind
+    agents = learned(room, query, small(steps), 600, 64, 5e-3), method.agent(init(method)), blind
     gap, far, unseen = (on_host(tv_distance)(agent, exact, held, jax.random.key(2)) for agent in agents)
     print(gap.mean(axis=0), far.mean(axis=0), unseen.mean(axis=0))
     assert gap[:, 0].mean() < 0.1 and far[:, 0].mean() > 0.3  # before any transition
@@ -421,7 +422,8 @@ def test_a_small_trained_dpt_gives_the_exact_posterior(query):
 
 @pytest.mark.slow
 def test_query_first_and_query_last_learn_the_same_where_the_query_is_constant():
-    agents = [learned(BANDIT, T, query, behaviours=("mixture",)) for query in ("first", "last")]
+    sizes = {"model": small(T, 16), "updates": 400, "batch_size": 32, "learning_rate": 1e-2}
+    agents = [learned(BANDIT, query, **sizes, behaviours=("mixture",)) for query in ("first", "last")]
     untrained = dpt_mdp(BANDIT, config())
     held = drawn(BANDIT, behaviours=("mixture",))[1].context
     others = agents[1], untrained.agent(init(untrained))
