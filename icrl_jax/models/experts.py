@@ -48,8 +48,12 @@ class Plan(NamedTuple):
 
 
 def block_rows(num_choices: int, num_experts: int) -> int:
-    """R: enough for a product to run at full speed, and little beside what an expert gets."""
-    return min(256, max(8, 1 << (num_choices // (8 * num_experts)).bit_length()))
+    """R: enough for a product to run at full speed, and little beside what an expert gets, whose last block is padded.
+
+    On CPU larger products are hardly faster; elsewhere each block has a copy of its expert's weights to pay for.
+    """
+    most = 64 if jax.default_backend() == "cpu" else 256
+    return min(most, max(8, 1 << (num_choices // (8 * num_experts)).bit_length()))
 
 
 def make_plan(expert_NJ: Array, num_experts: int, rows: int) -> Plan:
@@ -94,45 +98,46 @@ def _run_blocks(x_GRD: Array, weight_GR: Array, up_XDF: Array, down_XFE: Array, 
     return product(hidden_GRF * weight_GR[..., None], down_XFE, plan.expert)
 
 
-def _expert(x_RD: Array, weight_R: Array, up_DF: Array, down_FE: Array) -> Array:
-    """One expert on weighted rows. The weight comes before the last product, so that its gradient needs no output."""
-    return linear(jax.nn.gelu(linear(x_RD, up_DF)) * weight_R[:, None], down_FE)
-
-
 @jax.custom_vjp
 def _loop(x_GRD: Array, weight_GR: Array, up_XDF: Array, down_XFE: Array, expert_G: Array) -> Array:
     """One block after another, which stays in the cache from its rows to its outputs.
 
-    Nothing is kept for the gradient but what came in: to compute the hidden units again is cheaper than to write them
-    to memory and read them back. The gradient of the weights is added up in place.
+    The gradient of the weights is added up in place. The hidden units, before their GELU, are kept for it: they take
+    about as much memory as those of the dense layer, and to compute them again takes longer.
     """
+    return _loop_forward(x_GRD, weight_GR, up_XDF, down_XFE, expert_G)[0]
 
+
+def _loop_forward(x_GRD, weight_GR, up_XDF, down_XFE, expert_G):
     def block(_, inputs):
         x_RD, weight_R, expert = inputs
-        return None, _expert(x_RD, weight_R, up_XDF[expert], down_XFE[expert])
+        hidden_RF = linear(x_RD, up_XDF[expert])
+        return None, (_down(hidden_RF, weight_R, down_XFE[expert]), hidden_RF)
 
-    return lax.scan(block, None, (x_GRD, weight_GR, expert_G))[1]
-
-
-def _loop_forward(*args):
-    return _loop(*args), args
+    y_GRE, hidden_GRF = lax.scan(block, None, (x_GRD, weight_GR, expert_G))[1]
+    return y_GRE, (x_GRD, weight_GR, up_XDF, down_XFE, expert_G, hidden_GRF)
 
 
-def _loop_backward(args, dy_GRE):
-    x_GRD, weight_GR, up_XDF, down_XFE, expert_G = args
+def _loop_backward(kept, dy_GRE):
+    x_GRD, weight_GR, up_XDF, down_XFE, expert_G, hidden_GRF = kept
 
     def block(dweights, inputs):
-        x_RD, weight_R, expert, dy_RE = inputs
-        _, backward = jax.vjp(_expert, x_RD, weight_R, up_XDF[expert], down_XFE[expert])
-        *drows, dup_DF, ddown_FE = backward(dy_RE)
-        return (dweights[0].at[expert].add(dup_DF), dweights[1].at[expert].add(ddown_FE)), drows
+        x_RD, weight_R, expert, hidden_RF, dy_RE = inputs
+        dhidden_RF, dweight_R, ddown_FE = jax.vjp(_down, hidden_RF, weight_R, down_XFE[expert])[1](dy_RE)
+        dx_RD, dup_DF = jax.vjp(linear, x_RD, up_XDF[expert])[1](dhidden_RF)  # its product is not asked for
+        return (dweights[0].at[expert].add(dup_DF), dweights[1].at[expert].add(ddown_FE)), (dx_RD, dweight_R)
 
     zeros = jnp.zeros_like(up_XDF), jnp.zeros_like(down_XFE)
-    dweights, drows = lax.scan(block, zeros, (x_GRD, weight_GR, expert_G, dy_GRE))
+    dweights, drows = lax.scan(block, zeros, (x_GRD, weight_GR, expert_G, hidden_GRF, dy_GRE))
     return *drows, *dweights, None
 
 
 _loop.defvjp(_loop_forward, _loop_backward)
+
+
+def _down(hidden_RF: Array, weight_R: Array, down_FE: Array) -> Array:
+    """An expert's last product, on weighted rows. The weight comes before it, so that its gradient needs no output."""
+    return linear(jax.nn.gelu(hidden_RF) * weight_R[:, None], down_FE)
 
 
 def _batched(x_GRD: Array, w_XDF: Array, expert_G: Array) -> Array:

@@ -1,13 +1,16 @@
 # ruff: noqa: N802, N803, N806
 """However the experts are run, they give the same."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from icrl_jax.models import experts as ways
-from icrl_jax.models.experts import make_plan, pays_to_sort, run_all, run_sorted
+from icrl_jax.models.experts import block_rows, make_plan, pays_to_sort, run_all, run_sorted
+from icrl_jax.models.moe import TOKENS_TOGETHER
 
 D, X = 13, 5
 
@@ -50,6 +53,16 @@ def test_every_choice_has_a_row_in_a_block_of_its_expert(rows, crowd):
     np.testing.assert_array_equal(np.sort(choice[real]), np.arange(expert.size))
     np.testing.assert_array_equal(owner[real], np.asarray(expert).reshape(-1)[choice[real]])
     np.testing.assert_array_equal(choice.reshape(-1)[np.asarray(plan.row).reshape(-1)], np.arange(expert.size))
+
+
+def test_little_is_padding_on_cpu_and_few_copies_of_weights_are_made_elsewhere(monkeypatch):
+    """Of 4,096 tokens, which training takes together, and 8 experts."""
+    choices, experts = 2 * TOKENS_TOGETHER, 8
+    rows = block_rows(choices, experts)
+    plan = jax.eval_shape(partial(make_plan, num_experts=experts, rows=rows), jnp.zeros((choices // 2, 2), jnp.int32))
+    assert choices < plan.choice.size < 1.1 * choices
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert block_rows(choices, experts) == 4 * rows
 
 
 def test_few_tokens_are_dense_and_many_are_sorted():
