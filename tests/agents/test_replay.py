@@ -140,7 +140,8 @@ def _look_back(carry, key, timestep: TimeStep):
 def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name, getkey):
     """The action an agent would have taken leaves no trace: two keys, other actions, one memory."""
     agent, env = AGENTS[name]
-    carries = anothers_history(agent, env, getkey(), jax.random.split(getkey(), 2))
+    both = anothers_history(agent, env, getkey(), jax.random.split(getkey(), 2))
+    carries = [jax.tree.map(lambda x: x[i], both) for i in range(2)]  # noqa: B023
     if isinstance(carries[0], Planned):  # what it plans is drawn at random
         carries = [carry.known for carry in carries]
     chex.assert_trees_all_equal(*carries)
@@ -156,13 +157,14 @@ def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name,
 def anothers_history(agent, env, key, keys):
     other = uniform(env)
     _, record = rollout(other, env, start(other, env, env.sample_task(key), key), key, T)
-    return [replay(agent, agent.init(key), record.transition, k)[0] for k in (keys[0], keys[1])]
+    return jax.vmap(lambda k: replay(agent, agent.init(key), record.transition, k)[0])(keys)
 
 
 @pytest.mark.parametrize("name", [name for name in AGENTS if "uniform" not in name])
 def test_agents_forget_at_a_reset(name, getkey):
     agent, env = AGENTS[name]
-    (fresh, *first), (forgotten, *again) = forget(agent, env, getkey())
+    both = forget(agent, env, getkey())
+    (fresh, *first), (forgotten, *again) = (jax.tree.map(lambda x: x[i], both) for i in range(2))  # noqa: B023
     chex.assert_trees_all_equal(first, again)
     if name not in ("dicp", "dpt", "between_episodes"):  # which keep what they do not look at any more
         chex.assert_trees_all_equal(fresh, forgotten)
@@ -172,10 +174,9 @@ def test_agents_forget_at_a_reset(name, getkey):
 def forget(agent, env, key):
     first = start(agent, env, env.sample_task(key), key)
     state, _ = rollout(agent, env, first, key, T)
-    again = state.timestep._replace(reset=jnp.ones((), bool))
-    return agent.act(first.carry, key, first.timestep), agent.act(
-        state.carry, key, again._replace(obs=first.timestep.obs)
-    )
+    again = state.timestep._replace(reset=jnp.ones((), bool), obs=first.timestep.obs)
+    both = jax.tree.map(lambda *x: jnp.stack(x), (first.carry, first.timestep), (state.carry, again))
+    return jax.vmap(lambda carry, timestep: agent.act(carry, key, timestep))(*both)
 
 
 def test_agents_of_different_parameters_stack_and_vmap():

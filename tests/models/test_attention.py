@@ -14,13 +14,16 @@ from icrl_jax.models.plain_attention import Sink, plain_attention
 B, H, K = 3, 2, 5
 
 
-@pytest.fixture(params=["blocks", "tiles"])
-def form(request, monkeypatch):
+@pytest.fixture(params=["blocks", "tiles"], scope="module")
+def form(request):
     """Short sequences go the way of the short, or that of the long."""
-    if request.param == "tiles":
-        monkeypatch.setattr(module, "_MOST_BLOCKS", 0)
-        monkeypatch.setattr(module, "_TILE_KEYS", 29)
-    jax.clear_caches()  # what `blocked_attention` was traced to is kept
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tiles":
+            patch.setattr(module, "_MOST_BLOCKS", 0)
+            patch.setattr(module, "_TILE_KEYS", 29)
+        jax.clear_caches()  # what `blocked_attention` was traced to is kept
+        yield
+    jax.clear_caches()
 
 
 def make_inputs(T, S, seed=0, resets=True, heads=H, width=K):

@@ -48,13 +48,9 @@ def whole(body, x, query):
 
 @on_host
 def one_by_one(body, x, query):
-    carry, answers = body.init_carry(B), []
-    for t in range(T):
-        carry, y = answer_step(
-            body, carry, x[:, t], query[:, t], jnp.asarray(RESETS[:, t]), jnp.asarray(EPISODES[:, t])
-        )
-        answers.append(y)
-    return carry, jnp.stack(answers, axis=1)
+    steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x, query, RESETS, EPISODES))
+    carry, answers = jax.lax.scan(lambda carry, now: answer_step(body, carry, *now), body.init_carry(B), steps)
+    return carry, jnp.swapaxes(answers, 0, 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
