@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-# Before JAX is imported, and for the processes that tests start. Where there is a cache, as with `make test`, what one of
-# them compiled the others need not, nor the next run.
+# Before JAX is imported, and for the processes that tests start. Where there is a cache, as with `make test`, what one
+# of them compiled the others need not, nor the next run.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # A third of the time that programs take to compile.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")

@@ -106,7 +106,7 @@ def sac_learner(env: Environment, config: SACConfig) -> Learner:
     Raises:
       ValueError: actions that are not continuous.
     """
-    obs_space, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
+    action_space = env.action_space(env.default_params)
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"env={env.name}: must have continuous actions for sac_learner, not {action_space!r}")
     given = Static((env, config))
