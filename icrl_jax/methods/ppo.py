@@ -144,7 +144,8 @@ def _learner_init(given: Static, key: Array, env_params: Any) -> TrainState:
 
 
 def _learner_learn(given: Static, state: TrainState, key: Array) -> tuple[TrainState, Record]:
-    state, record, _ = play_and_learn(*given.value, state, key)
+    env, config = given.value
+    state, record, _ = play_and_learn(env, config, state, key)
     return state, record
 
 

@@ -110,10 +110,10 @@ def sac_learner(env: Environment, config: SACConfig) -> Learner:
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"env={env.name}: must have continuous actions for sac_learner, not {action_space!r}")
     given = Static((env, config))
-    return Learner(partial(_init, given), partial(_learn, given))
+    return Learner(partial(_learner_init, given), partial(_learner_learn, given))
 
 
-def _init(given: Static, key: Array, env_params: Any) -> TrainState:
+def _learner_init(given: Static, key: Array, env_params: Any) -> TrainState:
     env, config = given.value
     obs_space, action_space = env.observation_space(env.default_params), env.action_space(env.default_params)
     key_actor, key_critics, key_start = jax.random.split(key, 3)
@@ -129,7 +129,7 @@ def _init(given: Static, key: Array, env_params: Any) -> TrainState:
     return TrainState(weights, opt_state, extra, None, jnp.zeros((), jnp.int32))
 
 
-def _learn(given: Static, state: TrainState, key: Array) -> tuple[TrainState, Record]:
+def _learner_learn(given: Static, state: TrainState, key: Array) -> tuple[TrainState, Record]:
     env, config = given.value
     key_play, key_learn = jax.random.split(key)
     keys = jax.random.split(key_play, config.num_streams)
