@@ -12,7 +12,7 @@ from two_episodes import on_host
 import icrl_envs
 from icrl_envs.drawing import BLUE, GREEN, ORANGE, RED, YELLOW
 from icrl_envs.pixel_room import FORWARD, LEFT, RIGHT, STAY, PixelRoom, PixelRoomState
-from icrl_envs.ray_casting import CEILING, EYE, FLOOR, ROOF, SIDE_SHADE, WALL_X, WALL_Y
+from icrl_envs.ray_casting import CEILING, EYE, FLOOR, ROOF, SIDE_SHADE, WALL_X, WALL_Y, picture
 
 SMALL = PixelRoom(pixels=4, num_headings=4)
 WIDE = PixelRoom(pixels=13, num_headings=12)
@@ -102,6 +102,24 @@ def test_pictures_worked_by_hand():
     np.testing.assert_array_equal(seen, from_the_start)
     turned = jitted(SMALL, "observe")(at(SMALL, 0, 0, 3), room(SMALL, 0, (2, 1, 0, 3)))["picture"]  # down
     np.testing.assert_array_equal(turned[2], [side(BLUE), WALL_Y, WALL_Y, side(YELLOW)])
+
+
+@pytest.mark.parametrize("boxes", [[(1.0, 0.0), (2.5, 0.0)], [(2.5, 0.0), (1.0, 0.0)]])
+def test_the_nearer_of_two_boxes_is_seen_and_none_that_one_stands_in(boxes):
+    look = on_host(lambda x: picture(jnp.array([x, 0.0]), jnp.zeros(()), jnp.array(boxes), COLOURS[:2], 0.4, 0.8, 3, 4))
+    near, far = COLOURS[[boxes.index((x, 0.0)) for x in (1.0, 2.5)]]
+    np.testing.assert_array_equal(look(0.0)[3, 1:3], (SIDE_SHADE * near[None].repeat(2, axis=0)).astype(int))
+    inside = look(1.0)[2, 1:3], look(1.0)[3, 1:3]
+    np.testing.assert_array_equal(inside, [(SIDE_SHADE * far[None].repeat(2, axis=0)).astype(int), [FLOOR] * 2])
+
+
+def test_the_best_actions_worked_by_hand():
+    task, best = room(WIDE, 1), jitted(WIDE, "optimal_action")
+    near, far = (FAR, FAR - 1.5), (FAR, FAR - 2.5)  # below the upper right box
+    poses = [(far, 3, FORWARD), (far, 4, FORWARD), (far, 5, RIGHT), (far, 0, LEFT), (far, 10, LEFT), (far, 8, RIGHT)]
+    poses += [(near, 2, STAY), (near, 3, STAY), (near, 4, STAY), (near, 1, LEFT), (near, 5, RIGHT)]
+    for position, heading, action in poses:
+        assert best(at(WIDE, *position, heading), task) == action
 
 
 def marched(env, state, corners, step=0.004):
