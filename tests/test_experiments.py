@@ -19,6 +19,7 @@ from experiments import _bandits as bandits
 from experiments import _distilled, dpt_bandit
 from experiments import _episodes as episodes
 from icrl_jax import agents, checkpoint
+from icrl_jax.agents.posterior import weights
 from icrl_jax.core import Transition
 from icrl_jax.data.histories import Distilled, Form, Histories
 from icrl_jax.data.store import write_histories
@@ -28,6 +29,7 @@ from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.moe import MoEConfig
 from icrl_jax.models.s5 import S5Config
 from icrl_jax.report import read_results
+from icrl_jax.rollout import replay
 from icrl_jax.run.experiment import main, make_plan, run
 from icrl_jax.run.folder import read_metrics
 from icrl_jax.run.options import OptionsError, parse
@@ -53,6 +55,7 @@ ASKED = {
     "dit_dark_room",
     "dpt_dark_room",
     "dpt_dark_room_permuted",
+    "dpt_pixels",
     "dpt_tabular_mdp",
 }
 
@@ -150,6 +153,43 @@ def test_dpt_dark_room_permuted_runs_a_few_steps(tmp_path):
     assert final["oracle"] == 2 and final["random"] < 1  # four moves to the far corner, the fifth step stays there
     assert results["agents"]["dpt"]["final_return"]["n"] == 20  # permutations
     assert results["conditions"]["offline_expert"]["posterior"]["offline_return"]["mean"] == 2
+
+
+def test_dpt_pixels_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["dpt_pixels"]
+    sizes = (
+        "--pixels 6 --width 8 --num-layers 1 --num-heads 2 --context-len 26 --horizon 25 "
+        "--image-channels 2 --batch-size 2 --eval-tasks 4 --eval-episodes 2 --num-updates 2 --num-chunks 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    final = {who: found["final_return"]["mean"] for who, found in results["agents"].items()}
+    assert {"dpt", "posterior", "random", "oracle"} == set(final)
+    assert final["random"] < final["posterior"] < final["oracle"] == (21 + 18) / 2  # 5 or 8 steps to the first reward
+    for condition in ("offline_random", "offline_expert"):
+        offline = {who: found["offline_return"]["mean"] for who, found in results["conditions"][condition].items()}
+        assert set(offline) == {"dpt", "posterior"} and offline["dpt"] < offline["posterior"] <= final["oracle"]
+    assert offline["posterior"] == final["oracle"]  # who has seen it paid knows where to go
+
+
+def test_beliefs_of_known_places_are_those_of_the_exact_agent():
+    """After an expert's two episodes from the start, which the agent can follow without being told."""
+    pixels, env = importlib.import_module("experiments.dpt_pixels"), icrl_envs.make("pixel_room", "small", num_steps=9)
+    task, key = jax.tree.map(lambda x: x[7], env.tasks("test")), jax.random.key(0)
+    exact = agents.posterior(env)
+
+    @jax.jit
+    def beliefs():
+        states, actions = pixels.best_places(env, 19, task, key)
+        context = pixels.transitions(env, task, states, actions)
+        told = pixels.belief(env, *jax.tree.map(lambda x: x[:18], (states, context)))
+        return context, told, replay(exact, exact.init(key), context, key)[0]  # which has learned all but the last
+
+    context, told, followed = beliefs()
+    np.testing.assert_array_equal(np.flatnonzero(context.truncated), [8, 17])
+    assert context.feedback[:18].sum() > 1 and followed.misses.min() == 0
+    np.testing.assert_allclose(told, weights(followed))
+    assert 0 < told.max() < 1 and (told > 0).sum() < 24
 
 
 def test_dpt_tabular_mdp_runs_a_few_steps(tmp_path):
@@ -390,8 +430,8 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
     assert (
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
         "ad_key_to_door, compare_dark_room, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, "
-        "dpt_bandit, dpt_dark_room, dpt_dark_room_permuted, dpt_linear_bandit, dpt_tabular_mdp, lhf_dark_room"
-        in capsys.readouterr().err
+        "dpt_bandit, dpt_dark_room, dpt_dark_room_permuted, dpt_linear_bandit, dpt_pixels, dpt_tabular_mdp, "
+        "lhf_dark_room" in capsys.readouterr().err
     )
 
 

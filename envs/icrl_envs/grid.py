@@ -181,6 +181,14 @@ class Grid(TaskFamily):
             return obs
         return self.cell(obs if self.observation == "index" else jnp.argmax(obs))
 
+    def placed(self, state: Any, obs: jax.Array) -> Any:
+        """The state, in the cell that an observation shows."""
+        return state.replace(cell=self.seen_cell(obs))
+
+    def looks_like(self, state: Any, obs: jax.Array, params: Any) -> jax.Array:
+        """Whether an observation shows the cell of a state, bool []."""
+        return same(state.cell, self.seen_cell(obs))
+
     def observation_space(self, params=None) -> Any:
         """The cells, as the constructor says."""
         if self.observation == "cell":

@@ -37,6 +37,7 @@ FAMILIES: dict[str, str] = {  # name -> where its class is, imported when it is 
     "stateless_pendulum": "icrl_envs.memory.control:StatelessPendulum",
     "noisy_stateless_pendulum": "icrl_envs.memory.control:NoisyStatelessPendulum",
     "memory_chain": "icrl_envs.memory.chain:MemoryChain",
+    "pixel_room": "icrl_envs.pixel_room:PixelRoom",
     "house_navigation": "icrl_envs.house_navigation:HouseNavigation",
 }
 

@@ -24,9 +24,9 @@ from icrl_jax.methods.ad import ADConfig, action_losses, distil
 from icrl_jax.methods.dpt import Example
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, pretrained, tokens_of
 from icrl_jax.models.embeddings import EmbeddingConfig
-from icrl_jax.models.heads import Dynamics, DynamicsHeadConfig
+from icrl_jax.models.heads import ActionHeadConfig, Dynamics, DynamicsHeadConfig
 from icrl_jax.models.kinds import ModelConfig
-from icrl_jax.models.policy import Policy
+from icrl_jax.models.policy import LINEAR, Policy
 from icrl_jax.models.queries import check_asked
 from icrl_jax.models.world import World
 
@@ -114,7 +114,8 @@ def dicp_dpt(env: TaskFamily, config: DICPDPTConfig) -> Method:
     Raises:
       ValueError: as `dpt_mdp`; observations that cannot be predicted.
     """
-    init_params = partial(make_world, env, config.model, tokens_of(config), config.foresight)
+    head = ActionHeadConfig(config.continuous)
+    init_params = partial(make_world, env, config.model, tokens_of(config), config.foresight, head=head)
     jax.eval_shape(init_params, jax.random.key(0))  # refuses early what does not fit
     episode_steps = steps_of_episode(env)
 
@@ -128,14 +129,19 @@ def dicp_dpt(env: TaskFamily, config: DICPDPTConfig) -> Method:
 
 
 def make_world(
-    env: TaskFamily, model: ModelConfig, embedding: EmbeddingConfig, foresight: ForesightConfig, key: Array
+    env: TaskFamily,
+    model: ModelConfig,
+    embedding: EmbeddingConfig,
+    foresight: ForesightConfig,
+    key: Array,
+    head: ActionHeadConfig = LINEAR,
 ) -> World:
     """The model for a family."""
     spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
     key_policy, key_world = jax.random.split(key)
-    policy = Policy(model, *spaces, key_policy, embedding)
-    head = DynamicsHeadConfig(foresight.reward_values, return_to_go=foresight.return_to_go)
-    return World(policy, *spaces, embedding, head, key_world)
+    policy = Policy(model, *spaces, key_policy, embedding, head)
+    dynamics = DynamicsHeadConfig(foresight.reward_values, return_to_go=foresight.return_to_go)
+    return World(policy, *spaces, embedding, dynamics, key_world)
 
 
 def steps_of_episode(env: TaskFamily) -> int:
@@ -180,7 +186,7 @@ def asked_joint_loss(
     key, at = drawn_steps(key, done.feedback.shape[1], foresight.dynamics_steps)
     inputs = jax.vmap(asked)(done, batch.query_obs)
     prediction, foreseen, aux = world(inputs, done.obs, done.action, at, key)
-    losses_BT = -prediction.log_prob(batch.target_action)
+    losses_BT = -prediction.log_prob(prediction.encode(batch.target_action))
     brought, log = dynamics_losses(foreseen, done, at)
     loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean() + foresight.dynamics_weight * brought
     return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **log, **aux.losses}

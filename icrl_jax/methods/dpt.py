@@ -182,6 +182,6 @@ def label_loss(
 ) -> tuple[Array, dict]:
     """Cross-entropy of one label at each of the inputs [B, T], the first of which shows no transition."""
     _, prediction, aux = policy(None, inputs, key)
-    losses_BT = -prediction.log_prob(target_BT)
+    losses_BT = -prediction.log_prob(prediction.encode(target_BT))
     loss = (losses_BT if train_empty else losses_BT[:, 1:]).mean()
     return loss + sum(aux.losses.values()), {"last_loss": losses_BT[:, -1].mean(), **aux.losses}

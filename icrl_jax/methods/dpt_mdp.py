@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from gymnax.environments import spaces
 
 from icrl_envs import TaskFamily, revealed
 from icrl_envs.bandits import Bandit
 from icrl_envs.grid import Grid
+from icrl_envs.pixel_room import PixelRoom
 from icrl_envs.tabular_mdp import TabularMDP
 from icrl_envs.task_family import is_name, require
 from icrl_jax.agents import between_episodes, posterior, prompted, psrl, rereading
@@ -28,6 +30,8 @@ from icrl_jax.data.contexts import asked, scattered, shuffled
 from icrl_jax.methods.dpt import TOKEN, Example, check_sizes, dataset, label_loss, prefix_loss
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
 from icrl_jax.models.embeddings import EmbeddingConfig, Integers
+from icrl_jax.models.heads import ActionHeadConfig
+from icrl_jax.models.heads.actions import Continuous
 from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.policy import Policy
 from icrl_jax.models.queries import check_asked
@@ -67,6 +71,13 @@ class DPTMDPConfig:
     in order, which also asks about what a single observation hides."""
     integers: Integers = "numbers"
     """Observations of integers are "numbers" (the paper's code) or "tables", one-hot (its text)."""
+    next_obs: bool = True
+    """Shows where each transition led to, which the paper's contexts of pictures leave out."""
+    image_channels: tuple[int, ...] = EmbeddingConfig.image_channels
+    """Of each convolution over pictures, 3 x 3 with stride 2."""
+    continuous: Continuous = "bins"
+    """Actions that are numbers: "bins", each dimension in one of 11, which can tell a posterior of several peaks and
+    actions at the bounds; or "tanh_gaussian"."""
     update: Update = "step"
     """Online, what was seen counts from the next step on, or from the next "episode" on (the paper)."""
     num_tasks: int | None = None
@@ -78,12 +89,14 @@ class DPTMDPConfig:
 
     def __post_init__(self):
         check_sizes(self)
-        for name, kind in (("query", Query), ("asked", Asked), ("update", Update)):
+        kinds = {"query": Query, "asked": Asked, "update": Update, "continuous": Continuous}
+        for name, kind in kinds.items():
             value, names = getattr(self, name), get_args(kind)
             require(is_name(value, names), name, value, "one of " + ", ".join(map(repr, names)))
         given, names = self.behaviours, get_args(Behaviour)
         known = bool(given) and set(given) <= set(names)
         require(known, "behaviours", given, "one or more of " + ", ".join(map(repr, names)))
+        tokens_of(self)  # refuses channels that are none
         if self.query == "last":
             check_asked(self.model)
         if self.asked == "visited":
@@ -107,13 +120,15 @@ def dpt_mdp(env: TaskFamily, config: DPTMDPConfig) -> Method:
     """DPT on any family that knows its best actions.
 
     Raises:
-      ValueError: a family that does not, or that cannot be asked about places that nobody came to.
+      ValueError: a family that does not, or that cannot be asked about places that nobody came to; mixtures of actions
+        that cannot be listed.
     """
-    last, tokens, blank = config.query == "last", tokens_of(config), no_transition(env, env.default_params)
+    last, blank = config.query == "last", no_transition(env, env.default_params)
+    tokens, head = tokens_of(config), ActionHeadConfig(config.continuous)
 
     def init_params(key: Array) -> Policy:
-        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
-        return Policy(config.model, *spaces, key, tokens)
+        seen, done = env.observation_space(env.default_params), env.action_space(env.default_params)
+        return Policy(config.model, seen, done, key, tokens, head)
 
     def actor(params: Tree, greedy: bool) -> Agent:
         from_cache = last or isinstance(env, Bandit)  # whose query never changes
@@ -125,7 +140,10 @@ def dpt_mdp(env: TaskFamily, config: DPTMDPConfig) -> Method:
 
 def tokens_of(config: DPTMDPConfig) -> EmbeddingConfig:
     """What a model reads with these options."""
-    return dataclasses.replace(TOKENS[config.query], integers=config.integers)
+    tokens = TOKENS[config.query]
+    inputs = tuple(name for name in tokens.inputs if config.next_obs or name != "next_obs")
+    reads = {"integers": config.integers, "image_channels": config.image_channels}
+    return dataclasses.replace(tokens, inputs=inputs, **reads)
 
 
 def pretrained(
@@ -224,12 +242,14 @@ def make_behaviour(env: TaskFamily, name: Behaviour) -> Agent:
     """The agent of a behaviour that is no "random" one, in `revealed(env)`.
 
     Raises:
-      ValueError: no exact posterior is known for the family.
+      ValueError: no exact posterior is known for the family, or its actions are no list to mix.
     """
     if name != "posterior":
+        listed = isinstance(env.action_space(env.default_params), spaces.Discrete)
+        require(listed, "behaviours", name, f"'random' with the continuous actions of {env.name}")
         return mixture(env, expert=name == "expert_mixture")
     if isinstance(env, TabularMDP):
         return unrevealed(psrl(env))
-    if not isinstance(env, Grid):
+    if not isinstance(env, Grid | PixelRoom):
         raise ValueError(f"behaviours={name!r}: must be others for {env.name}, neither a room nor a tabular MDP")
     return unrevealed(posterior(env, tasks=None if env.tasks is None else env.tasks("train")))

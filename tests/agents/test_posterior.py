@@ -250,7 +250,10 @@ def test_posterior_sampling_by_the_episode_finds_every_goal(getkey):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: posterior(icrl_envs.revealed(ROOM)), "env='DarkRoom': must be a dark room or a key-to-door room, not"),
+        (
+            lambda: posterior(icrl_envs.revealed(ROOM)),
+            "env='DarkRoom': must be a dark room, a key-to-door room or a pixel",
+        ),
         (lambda: posterior(ROOM, "best"), "decide='best': must be one of 'step', 'episode', 'greedy'"),
         (
             lambda: posterior(icrl_envs.make("dark_key_to_door", "amago")),

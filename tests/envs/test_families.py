@@ -42,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     **{name: {"num_steps": 20} for name in ("stateless_cartpole", "stateless_pendulum")},
     **{name: {"num_steps": 20, "noise_sd": 0.2} for name in ("noisy_stateless_cartpole", "noisy_stateless_pendulum")},
     "memory_chain": {"memory_length": 5, "num_bits": 3},
+    "pixel_room": {"pixels": 5, "num_headings": 8, "num_steps": 11},
     "house_navigation": {
         **{"height": 11, "width": 11, "min_rooms": 1, "max_rooms": 3, "num_kinds": 5},
         **{"min_objects": 4, "max_objects": 6, "view": 5, "num_steps": 60},

@@ -39,6 +39,15 @@ def test_the_start_is_uniform_around_the_origin(getkey):
     np.testing.assert_allclose(np.mean(starts**2, 0), 0.1**2 / 3, rtol=0.03)
 
 
+def test_anywhere_is_uniform_where_goals_are(getkey):
+    env = icrl_envs.make("point_robot")
+    keys = jax.random.split(getkey(), 20_000)
+    obs, state = jax.vmap(env.reset_anywhere, (0, None))(keys, env.default_params)
+    np.testing.assert_array_equal(obs, state.position)
+    assert np.abs(obs).max() <= 1 and (state.time == 0).all()
+    np.testing.assert_allclose(np.cov(obs.T), np.eye(2) / 3, atol=0.02)
+
+
 def test_the_laws_of_goals(getkey):
     keys = jax.random.split(getkey(), 20_000)
     square = np.asarray(jax.vmap(icrl_envs.make("point_robot").sample_task)(keys).goal)

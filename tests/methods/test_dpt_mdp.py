@@ -1,5 +1,6 @@
 """DPT on MDPs: labels, contexts and queries against plain NumPy, and both places of the query against each other."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,10 +11,10 @@ import tiny
 from two_episodes import TwoEpisodes, on_host
 
 import icrl_envs
-from icrl_jax.agents import posterior, psrl, rereading
+from icrl_jax.agents import posterior, psrl, rereading, uniform
 from icrl_jax.core import Agent, partial
 from icrl_jax.data.contexts import as_timesteps, asked, scattered
-from icrl_jax.evaluate import tv_distance
+from icrl_jax.evaluate import evaluate, tv_distance
 from icrl_jax.methods.dpt import Example, prefix_loss
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, asked_loss, dpt_mdp, sample_example
 from icrl_jax.methods.supervised import OptimConfig, Row
@@ -229,6 +230,18 @@ def test_the_loss_at_every_prefix_by_hand(train_empty):
         np.testing.assert_allclose(log["last_loss"], losses[:, -1].mean(), rtol=1e-5)
 
 
+def test_where_transitions_led_is_shown_only_if_it_is_wanted():
+    batch = drawn(ROOM, query="last")[1]
+    elsewhere = batch.context._replace(next_obs=(batch.context.next_obs + 1) % SIZE)
+    for shown in (True, False):
+        policy = init(dpt_mdp(ROOM, config(next_obs=shown)))
+        here, there = (
+            on_host(asked_loss)(policy, batch._replace(context=context), jax.random.key(0))[0]
+            for context in (batch.context, elsewhere)
+        )
+        assert (here != there) == shown
+
+
 def test_the_empty_context_is_trained():
     """Only where it counts does a label before the first transition pull at the weights."""
     batch = drawn(ROOM, query="last")[1]
@@ -351,6 +364,8 @@ BAD = [
     ({"query": "middle"}, "query='middle': must be one of 'first', 'last'"),
     ({"behaviours": ("random", "thompson")}, r"behaviours=\('random', 'thompson'\): must be one or more of 'random', "),
     ({"behaviours": ()}, r"behaviours=\(\): must be one or more of"),
+    ({"continuous": "gaussian"}, "continuous='gaussian': must be one of 'tanh_gaussian', 'bins'"),
+    ({"image_channels": ()}, r"image_channels=\(\) must be one or more positive integers"),
     ({"update": "never"}, "update='never': must be one of 'step', 'episode'"),
     ({"asked": "visited"}, "asked='visited': must be 'anywhere' with behaviours that are 'random'"),
     ({**VISITED, "query": "first"}, "asked='visited': must be 'anywhere' with query='first'"),
@@ -369,6 +384,76 @@ def test_wrong_options_are_refused(options, message):
         config(**options)
 
 
+ROBOT = icrl_envs.make("point_robot", num_steps=7)
+KEYS = icrl_envs.make("dark_key_to_door", "ad", size=3, horizon=7, train_fraction=0.7)
+
+
+def test_labels_of_visited_states_go_for_the_key_and_then_for_the_door():
+    """Whether the key is held is no part of what is seen."""
+    tasks, examples = drawn(KEYS, asked="visited", behaviours=("posterior",))
+    moves, went = ["-x", "+x", "-y", "+y", "stay"], set()
+    for b in range(B):
+        held = False
+        for t in range(T):
+            cell, label = examples.query_obs[b, t], moves[examples.target_action[b, t]]
+            gap = (tasks.door_cell if held else tasks.key_cell)[b] - cell
+            axis = 0 if gap[0] else 1
+            assert label == (f"{'+' if gap[axis] > 0 else '-'}{'xy'[axis]}" if gap.any() else "stay")
+            went.add(held)
+            held |= examples.context.feedback[b, t] > 0
+    assert went == {False, True}
+
+
+def test_the_loss_of_continuous_labels_by_hand():
+    """Each dimension of an action lies in one of 11 bins."""
+    options = {"query": "last", "continuous": "bins"}
+    policy, batch = init(dpt_mdp(ROBOT, config(**options))), drawn(ROBOT, **options)[1]
+    assert batch.target_action.shape == (B, T + 1, 2) and (abs(batch.target_action) == 1).any()
+    assert (abs(batch.target_action) < 1).any()
+    inputs = jax.tree.map(np.asarray, jax.vmap(asked)(batch.context, batch.query_obs))
+    logits = on_host(lambda policy, inputs: policy(None, inputs)[1].logits)(policy, inputs)
+    bins = np.minimum((batch.target_action + 1) / 2 * 11, 10).astype(int)
+    chosen = np.take_along_axis(logits, bins[..., None], axis=-1)[..., 0]
+    losses = (np.log(np.exp(logits).sum(axis=-1)) - chosen).sum(axis=-1)
+    found = on_host(asked_loss)(policy, batch, jax.random.key(0))[0]
+    np.testing.assert_allclose(found, losses.mean(), rtol=1e-5)
+
+
+def test_a_short_training_tells_a_point_robot_where_to_go():
+    method, params = trained(ROBOT, T, 250, batch_size=32)
+    tasks = icrl_envs.sample_tasks(ROBOT, jax.random.key(1), 101)
+
+    @on_host
+    def returns(params, key):
+        contexts = jax.vmap(lambda task, key: scattered(ROBOT, task, key, T))(tasks, jax.random.split(key, 101))
+        offline = evaluate(
+            lambda context: method.agent(params, context, online=False), ROBOT, tasks, key, None, 1, contexts
+        )
+        others = evaluate(uniform(ROBOT), ROBOT, tasks, key, None, 1), jax.vmap(ROBOT.optimal_return)(tasks)
+        return offline.metrics["mean_return"].mean(), others[0].metrics["mean_return"].mean(), others[1].mean()
+
+    dpt, chance, best = returns(params, jax.random.key(2))
+    print(dpt, chance, best)
+    assert dpt > chance + 0.6 * (best - chance)
+
+
+def test_a_short_training_finds_keys_and_doors_that_were_held_out():
+    """A quarter more of them than by chance, in as many steps."""
+    steps = 2 * KEYS.horizon
+    model = dataclasses.replace(small(steps), positions="learned")  # which tell how far the episode is
+    seen = {"asked": "visited", "behaviours": ("mixture", "posterior")}
+    method, params = trained(KEYS, steps, 250, model=model, batch_size=32, **seen)
+    tasks = jax.tree.map(lambda x: x.repeat(7, axis=0), KEYS.tasks("test"))
+
+    @on_host
+    def returns(agent, key):
+        return evaluate(agent, KEYS, tasks, key, num_episodes=2).metrics["mean_return"].mean()
+
+    dpt, chance = (returns(agent, jax.random.key(2)) for agent in (method.agent(params), uniform(KEYS)))
+    print(dpt, chance)
+    assert dpt > 1.25 * chance > 0.5
+
+
 def test_families_without_what_dpt_needs_are_refused():
     unsolved = TwoEpisodes()
     unsolved.optimal_action = None
@@ -376,6 +461,8 @@ def test_families_without_what_dpt_needs_are_refused():
         dpt_mdp(unsolved, config())
     with pytest.raises(ValueError, match="behaviours='posterior': must be others for GaussianBandit"):
         dpt_mdp(BANDIT, config(behaviours=("posterior",)))
+    with pytest.raises(ValueError, match="behaviours='mixture': must be 'random' with the continuous actions of"):
+        dpt_mdp(ROBOT, config(behaviours=("mixture",)))
     rooms = icrl_envs.make("dark_key_to_door", "dicp", size=3, horizon=5)
     with pytest.raises(ValueError, match="asked='anywhere': must be 'visited', as .* has no reset_anywhere"):
         dpt_mdp(rooms, config())
@@ -388,13 +475,18 @@ def small(steps, width=32):
     )
 
 
-def learned(env, query, model, updates, batch_size, learning_rate, **options):
-    """A small DPT after so many updates."""
-    sizes = {"model": model, "horizon": model.context_len - 1, "num_updates": updates, "batch_size": batch_size}
-    optim = OptimConfig(learning_rate=learning_rate)
-    method = dpt_mdp(env, DPTMDPConfig(query=query, integers="tables", optim=optim, **sizes, **options))
-    keys = jax.random.split(jax.random.key(0), 1)
-    return method.agent(jax.tree.map(lambda x: x[0], fit(keys, method, Schedule(1, updates)).params))
+def trained(env, steps, num_updates=600, **options):
+    """A small DPT: its method and parameters."""
+    options = {"model": small(steps), "optim": OptimConfig(learning_rate=5e-3), "batch_size": 64, **options}
+    config = DPTMDPConfig(integers="tables", num_updates=num_updates, horizon=steps, **options)
+    method, keys = dpt_mdp(env, config), jax.random.split(jax.random.key(0), 1)
+    return method, jax.tree.map(lambda x: x[0], fit(keys, method, Schedule(1, num_updates)).params)
+
+
+def learned(env, steps, query, **options):
+    """Its agent."""
+    method, params = trained(env, steps, query=query, **options)
+    return method.agent(params)
 
 
 def unpaid(act, carry, key, timestep):
@@ -413,7 +505,7 @@ def test_a_small_trained_dpt_gives_the_exact_posterior(query):
     exact = posterior(room, "step", room.tasks("train"))
     method = dpt_mdp(room, config(query=query, horizon=steps, model=small(steps)))
     blind = Agent(exact.init, partial(unpaid, exact.act))
-    agents = learned(room, query, small(steps), 600, 64, 5e-3), method.agent(init(method)), blind
+    agents = learned(room, steps, query), method.agent(init(method)), blind
     gap, far, unseen = (on_host(tv_distance)(agent, exact, held, jax.random.key(2)) for agent in agents)
     print(gap.mean(axis=0), far.mean(axis=0), unseen.mean(axis=0))
     assert gap[:, 0].mean() < 0.1 and far[:, 0].mean() > 0.3  # before any transition
@@ -422,8 +514,8 @@ def test_a_small_trained_dpt_gives_the_exact_posterior(query):
 
 @pytest.mark.slow
 def test_query_first_and_query_last_learn_the_same_where_the_query_is_constant():
-    sizes = {"model": small(T, 16), "updates": 400, "batch_size": 32, "learning_rate": 1e-2}
-    agents = [learned(BANDIT, query, **sizes, behaviours=("mixture",)) for query in ("first", "last")]
+    quick = {"model": small(T, 16), "num_updates": 400, "batch_size": 32, "optim": OptimConfig(learning_rate=1e-2)}
+    agents = [learned(BANDIT, T, query, behaviours=("mixture",), **quick) for query in ("first", "last")]
     untrained = dpt_mdp(BANDIT, config())
     held = drawn(BANDIT, behaviours=("mixture",))[1].context
     others = agents[1], untrained.agent(init(untrained))

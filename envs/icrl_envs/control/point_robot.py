@@ -103,6 +103,11 @@ class PointRobot(DrawnTasks):
         position = self.start_range * jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
         return position, PointRobotState(time=jnp.zeros((), jnp.int32), position=position)  # type: ignore[arg-type]
 
+    def reset_anywhere(self, key: jax.Array, params: PointRobotParams) -> tuple[jax.Array, PointRobotState]:
+        """Anywhere in [-1, 1]^2, where goals are, each place as likely; the observation and the state."""
+        position = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+        return position, PointRobotState(time=jnp.zeros((), jnp.int32), position=position)  # type: ignore[arg-type]
+
     def step_env(self, key, state, action, params):
         """Moves, then pays minus the distance."""
         position = _moved(state, action)
