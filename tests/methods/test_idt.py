@@ -17,7 +17,7 @@ from icrl_jax.data.histories import Distilled, Form, Histories
 from icrl_jax.data.windows import Window, window_of
 from icrl_jax.evaluate import evaluate
 from icrl_jax.methods.dicp import DICPIDTConfig, ForesightConfig, dicp_idt
-from icrl_jax.methods.idt import IDTConfig, aimed_at_best, idt
+from icrl_jax.methods.idt import IDTConfig, aimed_at_best, episodes_of, idt
 from icrl_jax.methods.sources import HistoriesConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.decider import Aimed, DecisionConfig
@@ -98,6 +98,10 @@ def test_episodes_are_sorted_and_aimed_at_the_best(getkey):
     np.testing.assert_array_equal(timesteps.obs, times)
     np.testing.assert_array_equal(timesteps.prev.action[1:], times[:-1] + 100)
     assert timesteps.reset.tolist() == [True] + [False] * (E * H - 1)
+
+
+def test_windows_begin_with_an_episode():
+    assert episodes_of(ENV, CONFIG)[0] == H
 
 
 def repeated(num_streams=257) -> Histories:

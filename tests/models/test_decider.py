@@ -81,6 +81,16 @@ def test_step_matches_call(case, getkey):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_a_reset_forgets_in_the_middle_of_a_decision_too(getkey):
+    world, (timesteps, actions) = make_world("transformer", getkey()), histories(getkey())
+    whole, cut = jax.tree.map(lambda x: x[0], (timesteps, actions)), C + 1
+    both = jax.tree.map(lambda x: np.stack([x, np.roll(x, -cut, axis=0)]), whole)
+    both[0].reset[0, cut], both[0].reset[1, 0] = True, True
+    said = on_host(jax.vmap(live, in_axes=(None, 0, 0)))(world, *both)
+    for x in said:
+        np.testing.assert_allclose(x[0, cut:], x[1, :-cut], rtol=1e-4, atol=1e-5)
+
+
 def test_all_sees_all_of_the_past_and_nothing_else(getkey):
     """By the gradients of rewards: an input tells the last one. Decisions see what was done before them only."""
     policy, (timesteps, _) = make_world("transformer", getkey()).policy, histories(getkey())
