@@ -164,7 +164,7 @@ class Decider(nnx.Module):
         before_BKZ = jnp.pad(review_BKZ[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
         now = firsts(timesteps)
-        x_BKD = self._situation(before_BKZ, firsts(_all_to_go(timesteps, target_B)), now)
+        x_BKD = self._situation(before_BKZ, firsts(all_to_go(timesteps, target_B)), now)
         _, y_BKD, aux_high = self.high(None, x_BKD, now.reset, begins(now), keys[1])
         z_SZ = self._decision(y_BKD, key_z).reshape(B * T // c, -1)
 
@@ -250,7 +250,7 @@ def _to_go(before: Array, timestep: TimeStep, target: Array | float) -> Array:
     return jnp.where(begins(timestep)[..., None], target, before - timestep.prev.feedback[..., None])
 
 
-def _all_to_go(timesteps: TimeStep, target_B: Array) -> Array:
+def all_to_go(timesteps: TimeStep, target_B: Array) -> Array:
     """`_to_go` at every input of histories, [B, T, 1]."""
 
     def step(before_B1: Array, timestep: TimeStep) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from two_episodes import on_host
 import icrl_envs
 from icrl_jax.core import Transition
 from icrl_jax.data.contexts import timesteps_of
-from icrl_jax.models.decider import Aimed, Decider, DecisionConfig
+from icrl_jax.models.decider import Aimed, Decider, DecisionConfig, all_to_go
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.gru import GRUConfig
 from icrl_jax.models.heads import DynamicsHeadConfig
@@ -21,6 +21,7 @@ from icrl_jax.models.world import World
 B, C, Z, H, A, SIZE = 3, 3, 5, 6, 5, 7  # rows, steps and numbers of a decision, steps of an episode, actions, cells
 T, TARGET = 4 * H, 3.0
 ENV = icrl_envs.make("dark_room", "dicp", size=SIZE, horizon=H)
+KEY = jax.random.key(0)
 SPACES = ENV.observation_space(ENV.default_params), ENV.action_space(ENV.default_params)
 CASES = {
     "transformer": TransformerConfig(12, 1, 2, context_len=T),
@@ -79,6 +80,16 @@ def test_step_matches_call(case, getkey):
     for one, other in zip(*both(world), strict=True):
         assert one.shape == other.shape and one.std() > 0.1
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_left_of_the_return_is_counted_from_where_an_episode_starts():
+    timesteps, _ = histories(KEY)
+    targets = np.array([3, 5, 7], np.float32)
+    found = on_host(all_to_go)(timesteps, targets)
+    for b, t in np.ndindex(B, T):
+        paid = timesteps.prev.feedback[b, t - t % H + 1 : t + 1]
+        assert found[b, t, 0] == targets[b] - paid.sum()
+    assert len(np.unique(found)) > 7
 
 
 def test_a_reset_forgets_in_the_middle_of_a_decision_too(getkey):
@@ -146,9 +157,6 @@ def test_tokens_of_steps_are_hidden_with_a_probability(getkey):
     )
     np.testing.assert_array_equal(predict(policy, timesteps, 1 - 1e-7), predict(policy, other, 1 - 1e-7))
     assert np.abs(predict(policy, timesteps, 0.5) - predict(policy, other, 0.5)).max() > 0.1
-
-
-KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
