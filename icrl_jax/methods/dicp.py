@@ -114,6 +114,9 @@ def dicp(env: TaskFamily, config: DICPConfig) -> Method:
 def dicp_idt(env: TaskFamily, config: DICPIDTConfig) -> Method:
     """DICP on IDT: the episodes of `idt`, the same decisions, and planning by what they are foreseen to bring.
 
+    What is foreseen depends on the return that is asked for. In training that is what the task did pay; a target that a
+    task cannot pay may mislead plans more than it does the policy.
+
     Raises:
       ValueError: as `idt`; observations that cannot be predicted.
     """
