@@ -162,7 +162,7 @@ def follow_one(model: Any, carry: Any, x: jax.Array) -> jax.Array:
     """The same of a single row, whose memory is kept without its axis, as an agent does."""
 
     def step(carry, x):
-        carry, y = model.step(as_row(carry), x, jnp.zeros(1, bool))
+        carry, y = model.step(as_row(model, carry), x, jnp.zeros(1, bool))
         return of_row(carry), y
 
     return jax.lax.scan(step, of_row(carry), x)[1]

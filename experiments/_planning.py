@@ -12,10 +12,10 @@ from experiments._bandits import intervals, trained_agents
 from icrl_envs import TaskFamily
 from icrl_jax.core import Agent, Tree
 from icrl_jax.evaluate import evaluate
-from icrl_jax.methods.dicp import DICPConfig, DICPDPTConfig, dicp
+from icrl_jax.methods.dicp import DICPConfig, DICPDPTConfig, DICPIDTConfig, dicp
 from icrl_jax.run import Findings, Trained
 
-Config = TypeVar("Config", DICPConfig, DICPDPTConfig)
+Config = TypeVar("Config", DICPConfig, DICPIDTConfig, DICPDPTConfig)
 
 COST = "act_ms"
 

@@ -1,15 +1,15 @@
-"""AD, DPT, DIT, and DICP on AD and on DPT, in one dark room: the same tasks, network, updates and evaluation.
+"""AD, IDT, DPT, DIT, and DICP on the first three, in one dark room: the same tasks, network, updates and evaluation.
 
 make train EXPERIMENT=compare_dark_room                     7 x 7 cells, one table
 make train EXPERIMENT=compare_dark_room PRESET=paper        the papers' room, for one GPU
 
-What differs is what each is told: AD the histories of a learner, DPT the best action in any cell, DIT the episodes of
-one who is mostly wrong. AD and DPT are DICP's weights without planning. Beside them the source algorithm of the
-histories, the exact posterior over the goals, the oracle and chance.
+What differs is what each is told: AD and IDT the histories of a learner, DPT the best action in any cell, DIT the
+episodes of one who is mostly wrong. AD, IDT and DPT are DICP's weights without planning; IDT has the network thrice.
+Beside them the source algorithm of the histories, the exact posterior over the goals, the oracle and chance.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -25,10 +25,11 @@ from icrl_envs import revealed
 from icrl_jax import agents
 from icrl_jax.agents import PlanConfig
 from icrl_jax.core import Method, Tree
-from icrl_jax.methods.dicp import DICPConfig, DICPDPTConfig, ForesightConfig, dicp, dicp_dpt
+from icrl_jax.methods.dicp import DICPConfig, DICPDPTConfig, DICPIDTConfig, ForesightConfig, dicp, dicp_dpt, dicp_idt
 from icrl_jax.methods.dit import DITConfig
 from icrl_jax.methods.sources import HistoriesConfig
 from icrl_jax.methods.supervised import OptimConfig
+from icrl_jax.models.decider import DecisionConfig
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.run import EnvSpec, Experiment, Findings, MethodSpec, RunOptions, Trained, main
 
@@ -45,6 +46,8 @@ class Config(RunOptions):
     """Episodes in a held-out task."""
     ad: DICPConfig = field(default_factory=DICPConfig)
     """DICP on AD; the others have its network, optimiser, updates, horizon, foresight and plans."""
+    decisions: DecisionConfig = field(default_factory=DecisionConfig)
+    """Those of IDT."""
     asked_decay: float = 1.0
     """Weight decay of DPT and DIT, whose labels could be learned by heart, cell by cell."""
 
@@ -61,6 +64,7 @@ PRESETS = {
             model=dataclasses.replace(dicp_dark_room.CPU.ad.model, context_len=15 * 14 + 1, positions="none"),
             num_updates=1000,
         ),
+        decisions=DecisionConfig(decision_steps=7, target_return=14.0),
     ),
     "paper": Config(
         preset="paper",
@@ -78,6 +82,7 @@ PRESETS = {
             foresight=ForesightConfig(reward_values=(0.0, 1.0), dynamics_steps=64),
             plan=PlanConfig(),
         ),
+        decisions=DecisionConfig(decision_steps=5, target_return=20.0),
     ),
 }
 
@@ -85,6 +90,7 @@ PRESETS = {
 def others(config: Config) -> dict[str, MethodSpec]:
     """What is trained beside DICP on AD."""
     ad = config.ad
+    idt = DICPIDTConfig(**{each.name: getattr(ad, each.name) for each in fields(ad)}, decisions=config.decisions)
     shared: dict[str, Any] = {
         "model": ad.model,
         "num_updates": ad.num_updates,
@@ -96,6 +102,7 @@ def others(config: Config) -> dict[str, MethodSpec]:
     dpt = DICPDPTConfig(**shared, optim=optim, behaviours=("random", "posterior"), foresight=ad.foresight, plan=ad.plan)
     dit = DITConfig(**shared, optim=dataclasses.replace(optim, clip=None))
     return {
+        "dicp_idt": MethodSpec("icrl_jax.methods.dicp:dicp_idt", idt),
         "dicp_dpt": MethodSpec("icrl_jax.methods.dicp:dicp_dpt", dpt),
         "dit": MethodSpec("icrl_jax.methods.dit:dit", dit),
     }
@@ -129,15 +136,16 @@ def findings(trained: Trained) -> Findings:
 
 def everyone(trained: Trained) -> dict[str, tuple[Method, Tree]]:
     """Methods and parameters of all that were trained, and of the weights of DICP without planning."""
-    env, (dpt_method, dpt_params) = trained.env, trained.controls["dicp_dpt"]
-    dpt_config: DICPDPTConfig = others(trained.config)["dicp_dpt"].options
-    return {
-        "ad": (dicp(env, _planning.without_planning(trained.config.ad)), trained.params),
-        "dicp_ad": (trained.method, trained.params),
-        "dpt": (dicp_dpt(env, _planning.without_planning(dpt_config)), dpt_params),
-        "dicp_dpt": (dpt_method, dpt_params),
-        "dit": trained.controls["dit"],
+    env, specs = trained.env, others(trained.config)
+    learned = {"dicp_ad": (trained.method, trained.params), **trained.controls}
+    backbones = {
+        "ad": (dicp, trained.config.ad),
+        "idt": (dicp_idt, specs["dicp_idt"].options),
+        "dpt": (dicp_dpt, specs["dicp_dpt"].options),
     }
+    for name, (build, options) in backbones.items():
+        learned[name] = build(env, _planning.without_planning(options)), learned[f"dicp_{name}"][1]
+    return learned
 
 
 EXPERIMENT = Experiment(
@@ -151,7 +159,7 @@ EXPERIMENT = Experiment(
     score=_planning.score,
     findings=findings,
     controls=others,
-    notes=lambda env, options: distilled.notes(env, options[:1]),  # of those that distil
+    notes=lambda env, options: distilled.notes(env, options[:2]),  # of those that distil
 )
 
 if __name__ == "__main__":

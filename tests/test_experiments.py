@@ -329,11 +329,11 @@ def test_methods_are_compared_on_the_same_tasks(tmp_path):
     sizes = (
         "--room-size 5 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 16 --horizon 15 "
         "--batch-size 4 --eval-tasks 5 --eval-episodes 3 --num-steps 60 --num-streams 2 --stride 2 --num-updates 2 "
-        "--num-chunks 2 --dynamics-steps 3 --beam-width 2 --plan-depth 2"
+        "--num-chunks 2 --dynamics-steps 3 --beam-width 2 --plan-depth 2 --decision-steps 5"
     )
     argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
     results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
-    learned = {"ad", "dicp_ad", "dpt", "dicp_dpt", "dit"}
+    learned = {"ad", "dicp_ad", "idt", "dicp_idt", "dpt", "dicp_dpt", "dit"}
     assert set(results["agents"]) == learned | {"source", "posterior", "random", "oracle"}
     assert set(results["conditions"]["offline_random"]) == learned | {"posterior"}
     numbers = {who: found["final_return"]["n"] for who, found in results["agents"].items()}

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from icrl_jax.core import Agent, Array, TimeStep, Tree
+from icrl_jax.models.decider import Decider
 from icrl_jax.models.heads import Categorical, Prediction
 from icrl_jax.models.policy import Policy
-from icrl_jax.models.transformer import TransformerConfig
 
 
 def in_context(policy: Tree, greedy: bool = False, temperature: float = 1.0) -> Agent:
@@ -41,13 +41,9 @@ def check_horizon(agent: Tree, num_steps: int, episode_steps: int, option: str =
     Raises:
       ValueError: more steps than its learned positions or, where they are counted by episode, more in one.
     """
-    for policy in jax.tree.leaves(agent, is_leaf=lambda x: isinstance(x, Policy)):
-        if isinstance(policy, Policy):
-            config = policy.body.config
-            if isinstance(config, TransformerConfig):
-                counted = (episode_steps, "episode_steps") if config.counts_episodes else (num_steps, option)
-                steps, what = counted
-                config.check_horizon(steps * policy.embed.num_tokens, what)
+    is_policy = lambda x: isinstance(x, Policy | Decider)
+    for policy in filter(is_policy, jax.tree.leaves(agent, is_leaf=is_policy)):
+        policy.check_horizon(num_steps, episode_steps, option)
 
 
 def _init(policy, key: Array) -> Tree:
@@ -81,7 +77,7 @@ def empty_memory(body: Tree) -> Tree:
 
 def step_one(policy: Tree, carry: Tree, timestep: TimeStep) -> tuple[Tree, Tree]:
     """`policy.step` in one task, for a carry from `empty_memory`."""
-    carry, prediction = policy.step(as_row(carry), jax.tree.map(lambda x: x[None], timestep))
+    carry, prediction = policy.step(as_row(policy.body, carry), jax.tree.map(lambda x: x[None], timestep))
     return of_row(carry), jax.tree.map(lambda x: x[0], prediction)
 
 
@@ -91,9 +87,10 @@ def stack_memories(body: Tree, carries: Tree) -> Tree:
     return jax.tree.map(lambda rows, many: many if rows.ndim else many[0], batch, carries)
 
 
-def as_row(carry: Tree) -> Tree:
-    """The inverse of `of_row`."""
-    return jax.tree.map(lambda x: x[None] if x.ndim else x, carry)
+def as_row(body: Tree, carry: Tree) -> Tree:
+    """The inverse of `of_row`; the model tells what has an axis of rows."""
+    batch = jax.eval_shape(lambda: body.init_carry(1))
+    return jax.tree.map(lambda rows, x: x[None] if rows.ndim else x, batch, carry)
 
 
 def of_row(carry: Tree) -> Tree:

@@ -94,7 +94,7 @@ def _act(
     starts = timestep.reset | timestep.prev.terminated | timestep.prev.truncated
     time, lived = jnp.where(starts, 0, carry.time), jnp.where(timestep.reset, 0, carry.lived)
     now = jax.tree.map(lambda x: x[None], timestep)
-    memory, prediction = model.step(as_row(carry.memory), now)
+    memory, prediction = model.step(as_row(model.body, carry.memory), now)
     steps_left = jnp.where(lived < config.plan_after, 0, episode_steps - time)  # none: no plan promises anything
     best = search(model, config, memory, prediction, now, steps_left, temperature, key)
     action = jax.tree.map(lambda x: x[0], best.first)

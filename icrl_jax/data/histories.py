@@ -81,6 +81,13 @@ def stream_returns(transitions: Transition, form: Form) -> Array:
     return jnp.where(jnp.arange(num_episodes) < jnp.sum(done), returns, jnp.nan)
 
 
+def ascending(transitions: Transition, episode_steps: int) -> Transition:
+    """The episodes of a stretch [T, ...], all of so many steps, in the order of their returns; equal ones stay so."""
+    episodes = jax.tree.map(lambda x: x.reshape(-1, episode_steps, *x.shape[1:]), transitions)
+    order = jnp.argsort(episodes.feedback.sum(axis=1), stable=True)
+    return jax.tree.map(lambda x: x[order].reshape(-1, *x.shape[2:]), episodes)
+
+
 def every_kth_episode(histories: Histories, k: int) -> Histories:
     """Keeps the first episode in k of every stream, so that what is left learns k times as fast (Laskin et al. 2022).
 

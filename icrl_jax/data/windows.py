@@ -20,7 +20,9 @@ class Window(NamedTuple):
     transitions: Transition  # what was then done, and what came of it: `action` is the target of AD
 
 
-def sample_window(histories: Histories, key: Array, length: int, weights: Array | None = None) -> Window:
+def sample_window(
+    histories: Histories, key: Array, length: int, weights: Array | None = None, every: int = 1
+) -> Window:
     """Draws `length` steps in a row of one stream, over the ends of episodes (Laskin et al. 2022, AD).
 
     All tasks are as likely, and so are all windows of a stream. A window of `stride_episodes(histories, k)` holds one
@@ -30,11 +32,13 @@ def sample_window(histories: Histories, key: Array, length: int, weights: Array 
       length: L.
       weights: float32 [M, N], at least 0 and not all 0 in a task: the streams of a task in proportion to them; by
         default all alike (see `filters`).
+      every: windows begin at a multiple of so many steps; with those of an episode, where all last as long, at its
+        first.
     Raises:
       ValueError: a length below 1 or above what every stream is sure to hold.
     """
     check_length(histories.form, length)
-    place = draw_place(histories.steps, key, length, weights)
+    place = draw_place(histories.steps, key, length, weights, every)
     return window(histories, *place, length)
 
 
@@ -46,7 +50,7 @@ class Place(NamedTuple):
     first: Array  # int32 []: its first step
 
 
-def draw_place(steps: Array, key: Array, length: int, weights: Array | None = None) -> Place:
+def draw_place(steps: Array, key: Array, length: int, weights: Array | None = None, every: int = 1) -> Place:
     """Where `sample_window` reads, by the same key; `steps` (int32 [M, N]) is how many each stream holds."""
     M, N = steps.shape
     if weights is not None:  # of another shape they would be read at indices that were moved inside
@@ -57,7 +61,8 @@ def draw_place(steps: Array, key: Array, length: int, weights: Array | None = No
         stream = jax.random.randint(key_stream, (), 0, N)
     else:
         stream = jax.random.categorical(key_stream, jnp.log(weights[task].astype(jnp.float32)))
-    return Place(task, stream, jax.random.randint(key_first, (), 0, steps[task, stream] - length + 1))
+    first = every * jax.random.randint(key_first, (), 0, (steps[task, stream] - length) // every + 1)
+    return Place(task, stream, first)
 
 
 def check_length(form: Form, length: int) -> None:

@@ -103,15 +103,22 @@ def distil(
     loss: Callable[[Tree, Window, Array], tuple[Array, dict]],
     agent: Callable[..., Agent],
     data: Callable[[], Distilled] | StoredHistories | None = None,
+    every: int = 1,
+    made_of: Callable[[Window], Window] | None = None,
 ) -> Method:
-    """What lowers a loss of windows of histories, from wherever `config` or `data` says; see `ad` and `supervised`."""
+    """What lowers a loss of windows of histories, from wherever `config` or `data` says; see `ad` and `supervised`.
+
+    Args:
+      every: windows begin at multiples of so many steps.
+      made_of: what is learned from a window, in the place of the window itself.
+    """
     if config.label_smoothing and not isinstance(env.action_space(env.default_params), spaces.Discrete):
         raise ValueError(f"label_smoothing={config.label_smoothing}: must be 0 with the actions of env={env.name}")
     histories, horizon = config.histories, config.horizon
-    build, feed, collect = None, None, partial(_collect, length=horizon)
+    build, feed, collect = None, None, partial(_collect, length=horizon, every=every)
     if isinstance(data, StoredHistories):
         data.check_env(env)
-        feed, collect = window_feed(lambda _: data, partial(check_horizon, data, horizon), horizon)
+        feed, collect = window_feed(lambda _: data, partial(check_horizon, data, horizon), horizon, every)
     elif data is not None:
         build = data
     else:
@@ -122,10 +129,10 @@ def distil(
             build = made
         else:
             check = partial(check_histories, env, histories, horizon)
-            feed, collect = window_feed(partial(find_histories, env, histories), check, horizon)
+            feed, collect = window_feed(partial(find_histories, env, histories), check, horizon, every)
     return supervised(
         init_params,
-        collect,
+        collect if made_of is None else lambda data, row: made_of(collect(data, row)),
         loss,
         agent,
         config.optim,
@@ -138,8 +145,8 @@ def distil(
     )
 
 
-def _collect(data: Distilled, row: Row, length: int) -> Window:
-    return sample_window(data.histories, row.key, length, data.weights)
+def _collect(data: Distilled, row: Row, length: int, every: int) -> Window:
+    return sample_window(data.histories, row.key, length, data.weights, every)
 
 
 def action_loss(

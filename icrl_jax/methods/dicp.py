@@ -4,9 +4,11 @@ Son, Lee, Kim, *Distilling Reinforcement Learning Algorithms for In-Context Mode
 https://arxiv.org/abs/2502.19009. AD copies its source, slowness included. The same transformer, which also predicts the
 reward and the next observation of an action from the same context, looks ahead by itself and takes what promises most.
 The paper supervises the last step of a window; here all are, so that plans are sound from the first step on. On DPT the
-query stands last, and is answered from a cache, where the paper's stands first.
+query stands last, and is answered from a cache, where the paper's stands first. On IDT plans that outlast the decision
+they began under go on by new ones, where the paper's code keeps to it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,6 +25,8 @@ from icrl_jax.data.windows import Window
 from icrl_jax.methods.ad import ADConfig, action_losses, distil
 from icrl_jax.methods.dpt import Example
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, pretrained, tokens_of
+from icrl_jax.methods.idt import IDTConfig, episodes_of, make_decider
+from icrl_jax.models.decider import Decider
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.heads import ActionHeadConfig, Dynamics, DynamicsHeadConfig
 from icrl_jax.models.kinds import ModelConfig
@@ -85,13 +89,53 @@ class DICPDPTConfig(DPTMDPConfig):
         require(self.update == "step", "update", self.update, "'step', as plans know how far the episode is")
 
 
+@dataclass(frozen=True)
+class DICPIDTConfig(IDTConfig):
+    """What DICP on IDT learns from, and with: as IDT, and how it foresees and plans."""
+
+    foresight: ForesightConfig = field(default_factory=ForesightConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_asked(self.model)
+        self.foresight.check_horizon(self.horizon)
+
+
 def dicp(env: TaskFamily, config: DICPConfig) -> Method:
     """DICP on AD: the windows of `ad`, the same policy, and planning by what it foresees.
 
     Raises:
       ValueError: as `ad`; observations that cannot be predicted.
     """
-    init_params = partial(make_world, env, config.model, config.embedding, config.foresight)
+    return _distilled(env, config, partial(make_world, env, config.model, config.embedding, config.foresight))
+
+
+def dicp_idt(env: TaskFamily, config: DICPIDTConfig) -> Method:
+    """DICP on IDT: the episodes of `idt`, the same decisions, and planning by what they are foreseen to bring.
+
+    What is foreseen depends on the return that is asked for. In training that is what the task did pay; a target that a
+    task cannot pay may mislead plans more than it does the policy.
+
+    Raises:
+      ValueError: as `idt`; observations that cannot be predicted.
+    """
+
+    def init_params(key: Array) -> World:
+        key_policy, key_world = jax.random.split(key)
+        return with_foresight(env, make_decider(env, config, key_policy), config.embedding, config.foresight, key_world)
+
+    return _distilled(env, config, init_params, *episodes_of(env, config))
+
+
+def _distilled(
+    env: TaskFamily,
+    config: DICPConfig | DICPIDTConfig,
+    init_params: Callable[[Array], World],
+    every: int = 1,
+    made_of: Callable[[Window], Window] | None = None,
+) -> Method:
+    """DICP on a backbone that distils histories; `every` and `made_of` are those of `distil`."""
     jax.eval_shape(init_params, jax.random.key(0))  # refuses early what does not fit
     episode_steps = steps_of_episode(env)
 
@@ -105,7 +149,7 @@ def dicp(env: TaskFamily, config: DICPConfig) -> Method:
         return prompted(planning(params, config.plan, episode_steps, temperature), context, online)
 
     loss = partial(joint_loss, foresight=config.foresight, mask=config.mask, label_smoothing=config.label_smoothing)
-    return distil(env, config, init_params, loss, agent)
+    return distil(env, config, init_params, loss, agent, None, every, made_of)
 
 
 def dicp_dpt(env: TaskFamily, config: DICPDPTConfig) -> Method:
@@ -139,9 +183,16 @@ def make_world(
     """The model for a family."""
     spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
     key_policy, key_world = jax.random.split(key)
-    policy = Policy(model, *spaces, key_policy, embedding, head)
-    dynamics = DynamicsHeadConfig(foresight.reward_values, return_to_go=foresight.return_to_go)
-    return World(policy, *spaces, embedding, dynamics, key_world)
+    return with_foresight(env, Policy(model, *spaces, key_policy, embedding, head), embedding, foresight, key_world)
+
+
+def with_foresight(
+    env: TaskFamily, policy: Policy | Decider, embedding: EmbeddingConfig, foresight: ForesightConfig, key: Array
+) -> World:
+    """A policy that also foresees."""
+    spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
+    head = DynamicsHeadConfig(foresight.reward_values, return_to_go=foresight.return_to_go)
+    return World(policy, *spaces, embedding, head, key)
 
 
 def steps_of_episode(env: TaskFamily) -> int:

@@ -27,7 +27,7 @@ Between = Callable[[int, int], None]
 
 
 def window_feed(
-    find: Callable[[Between | None], StoredHistories], check: Callable[[], None], length: int
+    find: Callable[[Between | None], StoredHistories], check: Callable[[], None], length: int, every: int = 1
 ) -> tuple[Feed, Callable[[Transition, Row], Window]]:
     """A feed of the windows that `sample_window` would draw with the same keys, and the `collect` that goes with it.
 
@@ -35,6 +35,7 @@ def window_feed(
       find: opens the histories, when they are first needed.
       check: as `Feed.check`.
       length: of a window.
+      every: as that of `sample_window`.
     """
     found: list[StoredHistories] = []
 
@@ -44,7 +45,7 @@ def window_feed(
         return found[0]
 
     def draw(steps: Array, weights: Array | None, keys: Array) -> Place:
-        return jax.vmap(jax.vmap(lambda key: draw_place(steps, key, length, weights)))(keys)
+        return jax.vmap(jax.vmap(lambda key: draw_place(steps, key, length, weights, every)))(keys)
 
     def read(stored: StoredHistories, draw: Callable, keys: Array) -> Transition:
         places = [np.asarray(x) for x in draw(stored.steps, stored.weights, keys)]

@@ -10,7 +10,8 @@ from icrl_jax.models.embeddings import EmbeddingConfig, by_step, interleave, mak
 from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.kinds import ModelConfig, make_model
 from icrl_jax.models.layers import Aux
-from icrl_jax.models.queries import answer_all, answer_step, read_step
+from icrl_jax.models.queries import answer_all, answer_beside, answer_step, read_step
+from icrl_jax.models.transformer import TransformerConfig
 
 TRANSITION, LINEAR = EmbeddingConfig(), ActionHeadConfig()
 
@@ -42,6 +43,17 @@ class Policy(nnx.Module):
         self.body = make_model(config, key_body)
         self.head = make_action_head(action_space, config.width, head, key_head)
 
+    def check_horizon(self, num_steps: int, episode_steps: int, option: str = "num_steps") -> None:
+        """Refuses more steps than its learned positions can number or, where they are counted by episode, more in one.
+
+        Args:
+            option: what the error calls `num_steps`.
+        """
+        config = self.body.config
+        if isinstance(config, TransformerConfig):
+            steps, what = (episode_steps, "episode_steps") if config.counts_episodes else (num_steps, option)
+            config.check_horizon(steps * self.embed.num_tokens, what)
+
     def __call__(
         self, carry: Tree, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
     ) -> tuple[Tree, Prediction, Aux]:
@@ -68,30 +80,45 @@ class Policy(nnx.Module):
         carry, y, aux = self.body(carry, x, *marks, key)
         return carry, by_step(y, self.embed.num_tokens)[:, :, -1], aux
 
+    def read_beside(
+        self, timesteps: TimeStep, query_BQD: Array, at_Q: Array, key: Array | None = None, mask: float = 0.0
+    ) -> tuple[Array, Array, Aux]:
+        """`read` from an empty memory [B, T, D], and what the model would answer Q queries, each after the step at[q]
+        and forgotten again, [B, Q, D]."""
+        x, asked_BTD, marks, key = self.tokens(timesteps, key, mask)
+        return answer_beside(self.body, x, query_BQD, at_Q, *marks, self.embed.num_tokens, asked_BTD, key)
+
     def tokens(
         self, timesteps: TimeStep, key: Array | None = None, mask: float = 0.0
     ) -> tuple[Array, Array | None, tuple[Array, Array], Array | None]:
         """What the model is given: tokens in one sequence [B, T * N, D], the query of each step [B, T, D] where it is
         asked, which tokens begin a sequence and which an episode, and a key for what it draws."""
         x_BTND = self.embed(timesteps)
-        x, query_BTD, reset, episode = x_BTND[:, :, 0], None, timesteps.reset, _begins(timesteps)
+        x, query_BTD, reset, episode = x_BTND[:, :, 0], None, timesteps.reset, begins(timesteps)
         if self.asks:
             query_BTD = x_BTND[:, :, 1]
         else:
             x, reset, episode = interleave(x_BTND, reset, episode)
         if mask:
             key_mask, key = jax.random.split(key)  # type: ignore[arg-type]
-            x = jnp.where(jax.random.bernoulli(key_mask, mask, x.shape[:2])[..., None], 0, x)
+            x = hidden(x, key_mask, mask)
         return x, query_BTD, (reset, episode), key
 
     def read_step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
         """`step` up to the head, [B, D]."""
-        x_BND, reset, episode = self.embed(timestep), timestep.reset, _begins(timestep)
+        x_BND, reset, episode = self.embed(timestep), timestep.reset, begins(timestep)
         if self.asks:
             return answer_step(self.body, carry, x_BND[:, 0], x_BND[:, 1], reset, episode)
         return read_step(self.body, carry, x_BND, reset, episode)
 
 
-def _begins(timestep: TimeStep) -> Array:
+def begins(timestep: TimeStep) -> Array:
     """Where an episode starts."""
     return timestep.reset | timestep.prev.terminated | timestep.prev.truncated
+
+
+def hidden(x_BTD: Array, key: Array | None, mask: float) -> Array:
+    """Tokens of which each is hidden, that is zero, with this probability; where that is 0 no key is needed."""
+    if not mask:
+        return x_BTD
+    return jnp.where(jax.random.bernoulli(key, mask, x_BTD.shape[:2])[..., None], 0, x_BTD)  # type: ignore[arg-type]

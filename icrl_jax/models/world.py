@@ -10,11 +10,11 @@ from flax import nnx
 from gymnax.environments import spaces
 
 from icrl_jax.core import Array, TimeStep, Transition, Tree
+from icrl_jax.models.decider import Decider
 from icrl_jax.models.embeddings import EmbeddingConfig, make_embedding
 from icrl_jax.models.heads import Dynamics, DynamicsHeadConfig, Prediction, make_dynamics_head
 from icrl_jax.models.layers import Aux
 from icrl_jax.models.policy import Policy
-from icrl_jax.models.queries import answer_beside
 
 
 class World(nnx.Module):
@@ -35,7 +35,7 @@ class World(nnx.Module):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | Decider,
         obs_space: spaces.Space,
         action_space: spaces.Space,
         embedding: EmbeddingConfig,
@@ -55,21 +55,26 @@ class World(nnx.Module):
         return self.policy.body
 
     def __call__(
-        self, timesteps: TimeStep, obs: Tree, actions: Tree, at: Array, key: Array | None = None, mask: float = 0.0
+        self,
+        timesteps: Tree,
+        obs: Tree,
+        actions: Tree,
+        at: Array,
+        key: Array | None = None,
+        mask: float = 0.0,
     ) -> tuple[Prediction, Dynamics, Aux]:
         """Reads whole histories [B, T, ...] from an empty memory: the prediction of the action at each step, [B, T],
         and of what an action brings after some of them, [B, Q].
 
         Args:
+            timesteps: as the policy reads them: `TimeStep`, or, if it makes decisions, `Aimed`.
             obs, actions: what the queries are about, [B, T', ...], T' <= T.
             at: int32 [Q], in [0, T'): the steps after which they are answered.
             key, mask: as those of `Policy`; no query is hidden.
         """
-        x, asked_BTD, marks, key = self.policy.tokens(timesteps, key, mask)
         obs, action = jax.tree.map(lambda x: x[:, at], (obs, actions))
         query_BQD = self.ask.token(obs=obs, action=action)
-        num_tokens = self.policy.embed.num_tokens
-        y_BTD, answer_BQD, aux = answer_beside(self.body, x, query_BQD, at, *marks, num_tokens, asked_BTD, key)
+        y_BTD, answer_BQD, aux = self.policy.read_beside(timesteps, query_BQD, at, key, mask)
         return self.policy.head(y_BTD), self.dynamics(answer_BQD), aux
 
     def step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Prediction]:

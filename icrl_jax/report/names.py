@@ -30,6 +30,7 @@ AGENTS: dict[str, AgentLook] = {
     "ad_lhf": AgentLook("AD-LHF", "trained", PURPLE),
     "idt": AgentLook("IDT", "trained", PINK),
     "dicp_ad": AgentLook("DICP-AD", "trained", TEAL),
+    "dicp_idt": AgentLook("DICP-IDT", "trained", OLIVE),
     "dicp_dpt": AgentLook("DICP-DPT", "trained", WINE),
     "dit": AgentLook("DIT", "trained", PURPLE),
     "bc": AgentLook("BC", "trained", OLIVE),

@@ -15,6 +15,7 @@ import icrl_envs
 from icrl_jax.agents import PlanConfig, planning
 from icrl_jax.core import TimeStep, Transition
 from icrl_jax.data.contexts import timesteps_of
+from icrl_jax.models.decider import Aimed, Decider, DecisionConfig
 from icrl_jax.models.embeddings import EmbeddingConfig, Part
 from icrl_jax.models.heads import Categorical, Dynamics, DynamicsHeadConfig, Scalar, TanhGaussian, TwoHot
 from icrl_jax.models.layers import pick
@@ -310,21 +311,22 @@ T, C, STEPS = 17, 7, 5  # steps of a history, inputs that the model sees at once
 ROOM = icrl_envs.make("dark_room", "dicp", size=3, horizon=STEPS)
 
 
-def random_world(key, tokens="transition"):
+def random_world(key, tokens="transition", decisions=None):
     """All weights far from zero, so that rewards and observations are foreseen in all variety."""
     spaces = ROOM.observation_space(ROOM.default_params), ROOM.action_space(ROOM.default_params)
     config = TransformerConfig(width=12, num_layers=2, num_heads=2, context_len=C, positions="rotary")
     embedding = EmbeddingConfig(tokens, integers="tables")
-    world = World(Policy(config, *spaces, key, embedding), *spaces, embedding, DynamicsHeadConfig(), key)
+    make = Policy if decisions is None else functools.partial(Decider, decisions=decisions)
+    world = World(make(config, *spaces, key, embedding), *spaces, embedding, DynamicsHeadConfig(), key)
     leaves, treedef = jax.tree.flatten(world)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten(x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True))
 
 
-def random_history(seed, num_steps):
+def random_history(seed, num_steps, episode_steps=STEPS):
     rng = np.random.default_rng(seed)
     cell = rng.integers(0, 3, (num_steps, 2, 2)).astype(np.int32)
-    no, ends = np.zeros(num_steps, bool), np.arange(num_steps) % STEPS == STEPS - 1
+    no, ends = np.zeros(num_steps, bool), np.arange(num_steps) % episode_steps == episode_steps - 1
     action, reward = rng.integers(0, 5, num_steps), rng.integers(0, 2, num_steps)
     return Transition(cell[:, 0], action.astype(np.int32), np.float32(reward), cell[:, 1], no, ends)
 
@@ -342,7 +344,7 @@ def reread(world, timesteps, num_steps, actions, num_tokens):
     return logits, foreseen.reward.mode(), foreseen.next_obs()
 
 
-def reread_beam(world, history, t, config, num_tokens):
+def reread_beam(reread, history, t, config, episode_steps=STEPS):
     """The literal beam search of a model that reads all of its history, and all that it imagines, for every answer."""
     width, length = config.beam_width, T + config.plan_depth + 1
     obs = jnp.asarray(history.obs[t])
@@ -358,14 +360,14 @@ def reread_beam(world, history, t, config, num_tokens):
         rows += rows[:1] * (5 * width - len(rows))
         inputs = jax.tree.map(lambda *x: jnp.stack(x), *rows)
         actions = np.tile(np.arange(5, dtype=np.int32), width)
-        logits, reward, seen = reread(world, inputs, t + d + 1, actions, num_tokens)
+        logits, reward, seen = reread(inputs, t + d + 1, actions)
         longer = []
         for i, (imagined, obs, score, lag) in enumerate(plans):
             for a in range(5):
                 r = 5 * i + a
                 no = np.zeros((), bool)
                 step = Transition(np.asarray(obs), actions[r], reward[r], seen[r], no, no)
-                pays = reward[r] if t % STEPS + d < STEPS else 0.0
+                pays = reward[r] if t % episode_steps + d < episode_steps else 0.0
                 wish = logits[r].max() - logits[r, a]
                 longer.append(([*imagined, step], seen[r], score + pays, lag + wish))
         if d == 0 or config.plan_order == "policy":
@@ -384,7 +386,35 @@ def test_planning_from_the_cache_chooses_what_rereading_all_of_the_history_does(
     num_tokens = world.policy.embed.num_tokens
     assert T * num_tokens > C
     for t in (0, 1, 6, 8, 12, T - 1):
-        action, promised = reread_beam(world, history, t, config, num_tokens)
+        action, promised = reread_beam(functools.partial(reread, world, num_tokens=num_tokens), history, t, config)
+        np.testing.assert_allclose(info["planned_return"][t], promised, rtol=1e-4, atol=1e-4)
+        assert actions[t] == action
+    assert len(set(actions.tolist())) > 2
+
+
+@on_host
+def reread_decisions(world, timesteps, num_steps, actions):
+    """`reread` by the parallel pass that it was trained by, which makes and reviews all decisions anew."""
+    rows = timesteps.reset.shape[0]
+    aimed = Aimed(timesteps, jnp.full(rows, world.policy.decisions.target_return))
+    asked = jnp.repeat(actions[:, None], timesteps.reset.shape[1], axis=1)
+    prediction, foreseen, _ = world(aimed, timesteps.obs, asked, jnp.asarray(num_steps - 1)[None])
+    logits, reward, seen = prediction.logits[:, num_steps - 1], foreseen.reward.mode(), foreseen.next_obs()
+    return logits, reward[:, 0], seen[:, 0]
+
+
+def test_planning_over_decisions_chooses_what_making_them_all_anew_does(getkey):
+    """Also where a plan outlasts the decision that it began under, and few decisions are seen at once."""
+    c = 3
+    decisions = DecisionConfig(decision_steps=c, target_return=4.0)
+    world, history = random_world(getkey(), decisions=decisions), random_history(1, T, 2 * c)
+    config, seen = PlanConfig(4, 3), world.policy.high.config.context_len
+    agent = planning(world, config, 2 * c, temperature=0.0)
+    actions, info = on_host(replay)(agent, agent.init(getkey()), history, getkey())[1]
+    assert T // c > seen and (T + config.plan_depth + 1) % c == 0
+    for t in (0, 1, 5, 6, 10, 13, T - 1):
+        reread = functools.partial(reread_decisions, world)
+        action, promised = reread_beam(reread, history, t, config, 2 * c)
         np.testing.assert_allclose(info["planned_return"][t], promised, rtol=1e-4, atol=1e-4)
         assert actions[t] == action
     assert len(set(actions.tolist())) > 2

@@ -66,6 +66,17 @@ def test_one_strided_window_may_span_all_that_was_learned(getkey):
     assert (found.transitions.obs[:, -1, 2] - found.transitions.obs[:, 0, 2] == 44).all()
 
 
+def test_windows_may_begin_with_an_episode(getkey):
+    """With any that leaves room for the rest, about as often."""
+    whole = histories(lambda m, n: [H] * 8, T, H, terminates=False)
+    time = on_host(jax.vmap(lambda key: sample_window(whole, key, 2 * H, every=H).transitions.obs[0, 2]))(
+        jax.random.split(getkey(), 2003)
+    )
+    first, count = np.unique(time, return_counts=True)
+    np.testing.assert_array_equal(first, H * np.arange((T - 2 * H) // H + 1))
+    np.testing.assert_allclose(count / 2003, 1 / len(first), atol=0.05)
+
+
 def test_streams_are_drawn_by_their_weights(getkey):
     weights = jnp.array([[1, 3], [0, 2], [5, 0]])
     task, stream = np.moveaxis(draw(WHOLE, getkey(), 4001, L, weights).transitions.obs[:, 0, :2], -1, 0)

@@ -82,7 +82,7 @@ def test_markdown_and_html_escape():
         "dpt dit dicp_dpt bc wbc dp2t",
         "dpt thompson ucb empirical_mean lcb bayes ucb1 linucb",
         "ad ed ad_eps ad_lhf idt source",
-        "ad dicp_ad dpt dicp_dpt dit source",
+        "ad dicp_ad idt dicp_idt dpt dicp_dpt dit posterior source",
         "icpo icrg dpt double_thompson rucb",
         "ppo_s5 ppo_gru ppo_transformer relic relic_full_updates relic_no_sink",
         "dpt ad psrl ucbvi source",
