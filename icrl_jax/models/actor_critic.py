@@ -37,6 +37,11 @@ class ActorCritic(nnx.Module):
         self.policy = Policy(config, obs_space, action_space, key_policy, embedding, head)
         self.critic = make_value_head(config.width, value, key_critic)
 
+    @property
+    def body(self) -> nnx.Module:
+        """The sequence model."""
+        return self.policy.body
+
     def __call__(self, carry: Tree, timesteps: TimeStep) -> tuple[Tree, Opinion, Aux]:
         """Reads whole histories [B, T, ...], and says the same as `step`: nothing is drawn."""
         carry, y_BTD, aux = self.policy.read(carry, timesteps)

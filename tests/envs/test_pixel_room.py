@@ -107,10 +107,9 @@ def test_pictures_worked_by_hand():
 @pytest.mark.parametrize("boxes", [[(1.0, 0.0), (2.5, 0.0)], [(2.5, 0.0), (1.0, 0.0)]])
 def test_the_nearer_of_two_boxes_is_seen_and_none_that_one_stands_in(boxes):
     look = on_host(lambda x: picture(jnp.array([x, 0.0]), jnp.zeros(()), jnp.array(boxes), COLOURS[:2], 0.4, 0.8, 3, 4))
-    near, far = COLOURS[[boxes.index((x, 0.0)) for x in (1.0, 2.5)]]
-    np.testing.assert_array_equal(look(0.0)[3, 1:3], (SIDE_SHADE * near[None].repeat(2, axis=0)).astype(int))
-    inside = look(1.0)[2, 1:3], look(1.0)[3, 1:3]
-    np.testing.assert_array_equal(inside, [(SIDE_SHADE * far[None].repeat(2, axis=0)).astype(int), [FLOOR] * 2])
+    near, far = (SIDE_SHADE * COLOURS[[boxes.index((x, 0.0))] * 2] for x in (1.0, 2.5))
+    np.testing.assert_array_equal(look(0.0)[3, 1:3], near.astype(int))
+    np.testing.assert_array_equal(look(1.0)[2:, 1:3], np.stack([far.astype(int)] * 2))
 
 
 def test_the_best_actions_worked_by_hand():
