@@ -111,9 +111,7 @@ def _rucb(alpha, duels: Duels, key: Array, obs):
     crowned = (duels.champion >= 0) & (jax.random.bernoulli(key_coin) | ~others.any())
     first = jnp.where(crowned, duels.champion, _one_of(key_first, jnp.zeros(some.size), some))
     upper = _bounds(duels.counts, alpha)[0][:, first]
-    best = upper == upper.max()
-    rivals = best & (jnp.arange(best.size) != first)  # of equal ones another
-    second = _one_of(key_second, jnp.zeros(best.size), jnp.where(rivals.any(), rivals, best))
+    second = _one_of(key_second, upper, True)
     return jnp.stack([first, second]), {}
 
 
@@ -156,7 +154,7 @@ def _bounds(counts: Array, alpha) -> tuple[Array, Array]:
     return jnp.where(itself, 0.5, upper), jnp.where(itself, 0.5, lower)
 
 
-def _one_of(key: Array, score: Array, allowed: Array) -> Array:
+def _one_of(key: Array, score: Array, allowed: Array | bool) -> Array:
     """Draws one of the arms with the highest score [A] among those allowed [A], int32 []."""
     score = jnp.where(allowed, score, -jnp.inf)
     return jax.random.categorical(key, jnp.where(score == score.max(), 0.0, -jnp.inf)).astype(jnp.int32)

@@ -28,6 +28,25 @@ def _act_twice(agent: Agent, carry: Tree, key: Array, timestep: TimeStep) -> tup
     return carry, jax.tree.map(lambda *pair: jnp.stack(pair), first, second), info
 
 
+def compare_anywhere(env: TaskFamily, env_params: Tree, key: Array, num: int) -> tuple[Tree, tuple[Tree, Array]]:
+    """Comparisons of `num` pairs, K, in one state, any state and any actions, each as likely; nobody moves.
+
+    Args:
+      env: `preferences(...)`.
+    Returns:
+      What is seen there, and the pairs [K, 2, ...] with their labels, float32 [K].
+    """
+    key_state, key_pairs = jax.random.split(key)
+    obs, state = env.reset_anywhere(key_state, env_params)
+
+    def one(key):
+        key_pair, key_label = jax.random.split(key)
+        pair = env.action_space(env_params).sample(key_pair)
+        return pair, env.step_env(key_label, state, pair, env_params)[2]
+
+    return obs, jax.vmap(one)(jax.random.split(key_pairs, num))
+
+
 def compare(
     env: TaskFamily, proposer: Agent, env_params: Tree, key: Array, num: int, num_apart: int = 0
 ) -> tuple[Transition, Transition]:

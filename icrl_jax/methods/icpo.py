@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from icrl_envs.bandits import Bandit
-from icrl_envs.task_family import is_name, is_number, require
+from icrl_envs.task_family import is_int, is_name, is_number, require
 from icrl_envs.wrappers import Preferences
 from icrl_jax.agents import prompted
 from icrl_jax.agents.proposing import Proposal, proposing
 from icrl_jax.core import Agent, Array, Method, Transition, Tree
 from icrl_jax.data.behaviours import mixture, noisy_expert
 from icrl_jax.data.contexts import asked, scattered
-from icrl_jax.data.preferences import compare, in_pairs
+from icrl_jax.data.preferences import compare, compare_anywhere, in_pairs
 from icrl_jax.methods.dpt import check_sizes, dataset, label_loss
 from icrl_jax.methods.dpt_mdp import TOKENS, DPTMDPConfig, ask_anywhere, dpt_mdp
 from icrl_jax.methods.supervised import OptimConfig, Row, supervised
@@ -64,6 +64,8 @@ class ICPOConfig:
     asked: Asked = "anywhere"
     """Where the comparisons to learn from are: any state and any two actions, each as likely; or, "visited", where the
     behaviour of the context comes to another time, and what it proposes there."""
+    num_asked: int = 1
+    """Comparisons to learn from after each prefix, all in one state: the model reads it once for all of them."""
     layout: Layout = "ranked"
     """A comparison is shown as the preferred action and the other one, or, "labelled", as proposed, with its label."""
     beta: float = 1.0
@@ -76,6 +78,8 @@ class ICPOConfig:
     """Of the KL penalty: "uniform" over actions, or "learned", what is proposed in such contexts."""
     proposal: Proposal = "samples"
     """What is compared online: two "samples", two "distinct" ones, or the likeliest action and a "challenger"."""
+    temperature: float = 1.0
+    """Of what is sampled to be compared: below 1 nearer to the likeliest action."""
     integers: Integers = "numbers"
     """Observations of integers are "numbers" or "tables", one-hot."""
     num_tasks: int | None = None
@@ -90,11 +94,15 @@ class ICPOConfig:
         given, names = self.behaviours, get_args(Behaviour)
         known = bool(given) and set(given) <= set(names)
         require(known, "behaviours", given, "one or more of " + ", ".join(map(repr, names)))
-        require(is_number(self.beta, 0) and self.beta > 0, "beta", self.beta, "a finite number above 0")
+        for name in ("beta", "temperature"):
+            value = getattr(self, name)
+            require(is_number(value, 0) and value > 0, name, value, "a finite number above 0")
         for name in ("preferred_factor", "other_factor"):
             require(is_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number in 0 ..= 1")
+        require(is_int(self.num_asked, 1), "num_asked", self.num_asked, "an integer of at least 1")
         if self.asked == "visited":
             require("random" not in given, "asked", self.asked, "'anywhere' with behaviours that are 'random'")
+            require(self.num_asked == 1, "num_asked", self.num_asked, "1 with asked='visited'")
         if self.objective == "labels":
             require(self.asked == "anywhere", "asked", self.asked, "'anywhere' with objective='labels'")
             require(self.reference == "uniform", "reference", self.reference, "'uniform' with objective='labels'")
@@ -105,7 +113,7 @@ class ICPOConfig:
 
     def env_steps(self, env: Preferences, num_seeds: int) -> int:
         """Comparisons that are made for the contexts and to learn from; fixed ones are made once."""
-        apart = self.horizon + 1 if self.objective == "preferences" else 0
+        apart = (self.horizon + 1) * self.num_asked if self.objective == "preferences" else 0
         rows = self.num_tasks or self.num_updates * self.batch_size * num_seeds
         return rows * (self.horizon + apart)
 
@@ -122,7 +130,7 @@ class Sample(NamedTuple):
 
     context: Transition  # comparisons [T, ...]
     query_obs: Tree  # [T + 1, ...]: where one is asked, after each prefix
-    answer: Tree  # (pair, label) of a comparison there, [T + 1, ...]; the best actions with objective "labels"
+    answer: Tree  # (pairs, labels) of comparisons there, [T + 1, K, ...]; the best actions with objective "labels"
 
 
 def tokens_of(env: Preferences, config: ICPOConfig) -> EmbeddingConfig:
@@ -168,7 +176,8 @@ def icpo(env: Preferences, config: ICPOConfig) -> Method:
     def agent(
         params: Tree, context: Transition | None = None, online: bool = True, greedy: bool | None = None
     ) -> Agent:
-        actor = proposing(params.policy, config.proposal, not online if greedy is None else greedy)
+        likeliest = not online if greedy is None else greedy
+        actor = proposing(params.policy, config.proposal, likeliest, config.temperature)
         return prompted(actor, context, online)
 
     return supervised(
@@ -198,14 +207,12 @@ def draw_sample(env: Preferences, config: ICPOConfig, key: Array) -> Sample:
     made = [_make(env, config, name, env_params, key_context) for name in config.behaviours]
     which = jax.random.randint(key_which, (), 0, len(made))
     context, apart = jax.tree.map(lambda *x: jnp.stack(x)[which], *made)
-    num_asked = config.horizon + 1
+    keys = jax.random.split(key_asked, config.horizon + 1)
     if config.objective == "labels":
-        return Sample(
-            context, *jax.vmap(partial(ask_anywhere, env.env, env_params))(jax.random.split(key_asked, num_asked))
-        )
+        return Sample(context, *jax.vmap(partial(ask_anywhere, env.env, env_params))(keys))
     if config.asked == "anywhere":
-        apart = scattered(env, env_params, key_asked, num_asked)
-    return Sample(context, apart.obs, (apart.action, apart.feedback))
+        return Sample(context, *jax.vmap(partial(compare_anywhere, env, env_params, num=config.num_asked))(keys))
+    return Sample(context, apart.obs, (apart.action[:, None], apart.feedback[:, None]))
 
 
 def _make(env: Preferences, config: ICPOConfig, name: Behaviour, env_params: Any, key: Array) -> tuple[Transition, Any]:
@@ -228,30 +235,31 @@ def loss_of(learned: Learned, batch: Sample, key: Array, config: ICPOConfig) -> 
     inputs = jax.vmap(asked)(batch.context, batch.query_obs)
     if config.objective == "labels":
         return label_loss(learned.policy, inputs, batch.answer, key)
-    pair, label_BT = batch.answer
+    pair, label_BTK = batch.answer
     key_policy, key_reference = jax.random.split(key)
     _, prediction, aux = learned.policy(None, inputs, key_policy)
-    log_prob_BT2 = log_probs(prediction, pair)
-    ratio_BT2, reference_loss = log_prob_BT2, jnp.zeros(())
+    log_prob_BTK2 = log_probs(prediction, pair)
+    ratio_BTK2, reference_loss = log_prob_BTK2, jnp.zeros(())
     if config.reference == "learned":
         _, proposed, more = learned.reference(None, inputs, key_reference)
-        reference_BT2 = log_probs(proposed, pair)
-        ratio_BT2 = log_prob_BT2 - jax.lax.stop_gradient(reference_BT2)
-        reference_loss = -reference_BT2.mean() + sum(more.losses.values())
+        reference_BTK2 = log_probs(proposed, pair)
+        ratio_BTK2 = log_prob_BTK2 - jax.lax.stop_gradient(reference_BTK2)
+        reference_loss = -reference_BTK2.mean() + sum(more.losses.values())
 
     factors = config.beta, config.preferred_factor, config.other_factor
-    told_BT = is_choice(pair, label_BT.ndim).astype(jnp.float32)
-    losses_BT = told_BT * preference_loss(ratio_BT2, label_BT, *factors)
+    told_BTK = is_choice(pair, label_BTK.ndim).astype(jnp.float32)
+    losses_BTK = told_BTK * preference_loss(ratio_BTK2, label_BTK, *factors)
     log = {
-        "last_loss": losses_BT[:, -1].mean(),
-        "preferred_log_prob": jnp.where(label_BT > 0.5, log_prob_BT2[..., 0], log_prob_BT2[..., 1]).mean(),
+        "last_loss": losses_BTK[:, -1].mean(),
+        "preferred_log_prob": jnp.where(label_BTK > 0.5, log_prob_BTK2[..., 0], log_prob_BTK2[..., 1]).mean(),
     }
-    return losses_BT.mean() + reference_loss + sum(aux.losses.values()), {**log, **aux.losses}
+    return losses_BTK.mean() + reference_loss + sum(aux.losses.values()), {**log, **aux.losses}
 
 
 def log_probs(prediction: Prediction, pair: Array) -> Array:
-    """Log-probabilities of both actions of pairs [B, T, 2, ...], float32 [B, T, 2]."""
-    return jnp.stack([prediction.log_prob(prediction.encode(pair[:, :, i])) for i in (0, 1)], axis=-1)
+    """Log-probabilities of both actions of pairs [B, T, K, 2, ...], float32 [B, T, K, 2]."""
+    each = jax.vmap(lambda action: prediction.log_prob(prediction.encode(action)), in_axes=2, out_axes=2)
+    return jnp.stack([each(pair[:, :, :, i]) for i in (0, 1)], axis=-1)
 
 
 def is_choice(pair: Array, num_axes: int) -> Array:

@@ -14,15 +14,15 @@ from icrl_jax.agents import double_thompson, rucb, uniform, winner_stays
 from icrl_jax.core import TimeStep, Transition
 from icrl_jax.evaluate import evaluate
 
-A, ALPHA, DRAWS = 5, 0.6, 701
+A, ALPHA, DRAWS, LONGEST = 3, 0.55, 701, 83
 NO = np.zeros((), bool)
 
 
-def histories(num=7, longest=41):
+def histories(num=7, longest=LONGEST):
     """Duels (pair, label), some between an arm and itself, some ties, of very different lengths."""
     generator = np.random.default_rng(3)
     for length in np.linspace(0, longest, num).astype(int):
-        strength = generator.normal(size=A)
+        strength = 2 * generator.normal(size=A)
         pairs = generator.integers(A, size=(length, 2))
         p = 1 / (1 + np.exp(strength[pairs[:, 1]] - strength[pairs[:, 0]]))
         labels = (generator.uniform(size=length) < p).astype(np.float32)
@@ -30,7 +30,18 @@ def histories(num=7, longest=41):
         yield pairs.astype(np.int32), labels
 
 
-HISTORIES = list(histories())
+def won(*duels):
+    """A history of (first arm, second arm, how often the first wins)."""
+    pairs = np.concatenate([np.tile(np.int32(duel[:2]), (duel[2], 1)) for duel in duels])
+    return pairs, np.ones(len(pairs), np.float32)
+
+
+HISTORIES = [
+    *histories(),
+    won((0, 1, 27), (1, 2, 27), (2, 0, 27)),  # whoever is first, one arm surely beats it
+    won((0, 1, 27)),  # arm 1 surely loses once, and arm 2 never met anybody
+    won((0, 1, 9), (0, 2, 9), (1, 1, 64)),  # arm 0 is crowned, then doubts grow with time
+]
 
 
 @on_host
@@ -60,7 +71,7 @@ def chosen(agent, pairs, labels):
         none = agent.init(jax.random.key(0))
         outside = blank._replace(action=np.full(2, A, np.int32))  # no arms: nothing is counted
         return shares(agent, none, outside)
-    padded = np.full((41, 2), A, np.int32), np.zeros(41, np.float32)
+    padded = np.full((LONGEST, 2), A, np.int32), np.zeros(LONGEST, np.float32)
     padded[0][-len(labels) :], padded[1][-len(labels) :] = pairs, labels
     _, before = learned(agent, *padded)
     last = blank._replace(action=pairs[-1], feedback=labels[-1])
@@ -168,7 +179,7 @@ def test_pairs_are_chosen_as_by_plain_numpy(name):
         assert abs(expected.sum() - 1) < 1e-9
         certain += expected.max() > 0.9
         spread = np.sqrt(2 * expected * (1 - expected) / DRAWS)  # of two estimates
-        np.testing.assert_allclose(chosen(agent, pairs, labels), expected, atol=5 * spread.max() + 1e-6)
+        assert (np.abs(chosen(agent, pairs, labels) - expected) < 5 * spread + 5 / DRAWS).all()
     assert certain < len(HISTORIES)
 
 

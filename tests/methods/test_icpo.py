@@ -13,12 +13,12 @@ from icrl_envs import preferences
 from icrl_envs.bandits import LinearBandit
 from icrl_envs.wrappers import Wrapper
 from icrl_jax.agents.proposing import proposing
+from icrl_jax.core import Agent, partial
 from icrl_jax.data.contexts import asked, timesteps_of
-from icrl_jax.methods.dpt_mdp import DPTMDPConfig
+from icrl_jax.data.preferences import compare, compare_anywhere
 from icrl_jax.methods.icpo import (
     ICPOConfig,
     Sample,
-    dpt_with_rewards,
     draw_sample,
     icpo,
     is_choice,
@@ -43,7 +43,7 @@ def config(**options) -> ICPOConfig:
     return ICPOConfig(**{"model": MODEL, "num_updates": 12, "batch_size": 5, "horizon": T, **options})
 
 
-OPTIONS = config(beta=0.3, preferred_factor=0.9, other_factor=0.6, behaviours=("random", "noisy_expert"))
+OPTIONS = config(beta=0.3, preferred_factor=0.9, other_factor=0.6, behaviours=("random", "noisy_expert"), num_asked=2)
 VISITED = config(reference="learned", behaviours=("noisy_expert",), asked="visited")
 
 
@@ -83,20 +83,19 @@ def test_the_gradient_of_two_actions_is_the_one_derived_by_hand(f, g, label):
 
 def swapped(batch: Sample, context=True) -> Sample:
     pair, label = batch.answer
-    batch = batch._replace(answer=(pair[:, :, ::-1], 1 - label))
+    batch = batch._replace(answer=(pair[:, :, :, ::-1], 1 - label))
     turned = batch.context._replace(action=batch.context.action[:, :, ::-1], feedback=1 - batch.context.feedback)
     return batch._replace(context=turned) if context else batch
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_swapping_pairs_and_labels_changes_nothing(world):
-    batch = draw(WORLDS[world], OPTIONS, jax.random.key(1))
-    (loss, _), gradient = loss_and_gradient(learned(world), batch, OPTIONS)
-    (again, _), other = loss_and_gradient(learned(world), swapped(batch), OPTIONS)
+def test_swapping_pairs_and_labels_changes_nothing():
+    batch = draw(DUELS, OPTIONS, jax.random.key(1))
+    (loss, _), gradient = loss_and_gradient(learned(), batch, OPTIONS)
+    (again, _), other = loss_and_gradient(learned(), swapped(batch), OPTIONS)
     np.testing.assert_allclose(loss, again, rtol=1e-6)
     chex.assert_trees_all_close(gradient, other, atol=1e-6)
     relabelled = batch._replace(answer=(batch.answer[0], 1 - batch.answer[1]))
-    assert abs(loss_and_gradient(learned(world), relabelled, OPTIONS)[0][0] - loss) > 1e-3
+    assert abs(loss_and_gradient(learned(), relabelled, OPTIONS)[0][0] - loss) > 1e-3
 
 
 def test_pairs_shown_with_their_labels_tell_who_came_first_and_labels_to_learn_do_not():
@@ -170,13 +169,17 @@ def test_offline_it_proposes_what_is_likeliest_given_its_context():
     np.testing.assert_array_equal(record.transition.action, np.stack([best, best], axis=-1))
 
 
-@pytest.mark.parametrize("proposal", ["samples", "distinct", "challenger"])
-def test_proposals_follow_their_law(proposal):
-    agent, num = proposing(learned().policy, proposal), 4001
+@pytest.mark.parametrize("proposal, temperature", [("samples", 2.0), ("distinct", 1.0), ("challenger", 1.0)])
+def test_proposals_follow_their_law(proposal, temperature):
+    agent, num = proposing(learned().policy, proposal, temperature=temperature), 4001
     first = jax.jit(lambda key: start(agent, DUELS, DUELS.default_params, key))(jax.random.key(0))
     run = on_host(jax.vmap(lambda key: agent.act(first.carry, key, first.timestep)[1:]))
     pairs, info = run(jax.random.split(jax.random.key(6), num))
-    p = info["probs"][0]
+    inputs = jax.tree.map(lambda x: x[None], first.timestep)
+    logits = on_host(lambda policy, inputs: policy.step(policy.body.init_carry(1), inputs)[1].logits)
+    p = np.exp(logits(learned().policy, inputs)[0] / temperature)
+    p = p / p.sum()
+    np.testing.assert_allclose(info["probs"][0], p, rtol=1e-5)
     assert p.max() < 0.9
     expected = p[:, None] * p[None]
     if proposal == "distinct":
@@ -195,12 +198,12 @@ def test_the_loss_by_hand_where_pairs_of_one_action_count_nothing():
     (loss, log), _ = loss_and_gradient(learned(), batch, options)
     inputs = jax.vmap(asked)(batch.context, batch.query_obs)
     log_p = np.log(on_host(lambda policy, inputs: policy(None, inputs)[1].probs)(learned().policy, inputs))
-    losses, preferred = np.zeros((B, T + 1)), np.zeros((B, T + 1))
-    for b, t in np.ndindex(B, T + 1):
-        w, other = pair[b, t] if label[b, t] else pair[b, t][::-1]
+    losses, preferred = np.zeros((B, T + 1, 2)), np.zeros((B, T + 1, 2))
+    for b, t, k in np.ndindex(B, T + 1, 2):
+        w, other = pair[b, t, k] if label[b, t, k] else pair[b, t, k][::-1]
         margin = 0.3 * (0.9 * log_p[b, t, w] - 0.6 * log_p[b, t, other])
-        losses[b, t] = 0 if w == other else np.log1p(np.exp(-margin))
-        preferred[b, t] = log_p[b, t, w]
+        losses[b, t, k] = 0 if w == other else np.log1p(np.exp(-margin))
+        preferred[b, t, k] = log_p[b, t, w]
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-4)
     np.testing.assert_allclose(log["last_loss"], losses[:, -1].mean(), rtol=1e-4)
     np.testing.assert_allclose(log["preferred_log_prob"], preferred.mean(), rtol=1e-4)
@@ -215,6 +218,24 @@ def test_a_choice_is_between_actions_that_differ_anywhere():
     np.testing.assert_array_equal(is_choice(jnp.array([[[1, 1], [1, 2]]]), 2), [[False, True]])
 
 
+def test_comparisons_apart_are_proposed_as_those_of_the_context():
+    """By one who draws an arm for each context, and proposes no other."""
+    same = Agent(partial(_draw_arm), partial(_propose_it))
+    made = on_host(jax.vmap(lambda key: compare(DUELS, same, DUELS.default_params, key, 3, 5)))
+    context, apart = made(jax.random.split(jax.random.key(11), 7))
+    arm = context.action[:, :1, :1]
+    assert (context.action == arm).all() and (apart.action == arm).all() and len(np.unique(arm)) > 1
+    assert apart.feedback.shape == (7, 5) and (apart.feedback[:, :3] != context.feedback).any()
+
+
+def _draw_arm(key):
+    return jax.random.randint(key, (), 0, A)
+
+
+def _propose_it(arm, key, timestep):
+    return arm, jnp.stack([arm, arm]), {}
+
+
 def test_a_learned_reference_is_what_is_proposed_and_is_moved_by_that_alone():
     options, params = VISITED, learned(reference="learned")
     batch = draw(DUELS, options, jax.random.key(8))
@@ -224,7 +245,7 @@ def test_a_learned_reference_is_what_is_proposed_and_is_moved_by_that_alone():
     inputs = jax.vmap(asked)(batch.context, batch.query_obs)
     log_p = np.log(on_host(lambda policy, inputs: policy(None, inputs)[1].probs)(params.policy, inputs))
     pair = batch.answer[0]
-    proposed = np.take_along_axis(log_p, pair, axis=2).mean()
+    proposed = np.take_along_axis(log_p, pair[:, :, 0], axis=2).mean()
     counted = (pair[..., 0] != pair[..., 1]).mean()
     np.testing.assert_allclose(at_reference, np.log(2) * counted - proposed, rtol=1e-4)
     turned = batch._replace(answer=(pair, 1 - batch.answer[1]))
@@ -236,20 +257,12 @@ def test_a_learned_reference_is_what_is_proposed_and_is_moved_by_that_alone():
 
 
 def test_labels_of_dp2t_are_the_best_actions():
-    for env, inner in ((DUELS, DUELS.env), (ROOM, INNER)):
-        sample = draw(env, config(objective="labels"), jax.random.key(9))
-        assert sample.answer.shape == (B, T + 1)
-        (loss, _), _ = loss_and_gradient(
-            learned("bandit" if env is DUELS else "room"), sample, config(objective="labels")
-        )
-        assert np.isfinite(loss)
-        if inner is INNER:  # told by the goals that fit all best actions of a row
-            for obs, best in zip(sample.query_obs, sample.answer, strict=True):
-                fits = [
-                    all(inner.towards(cell, goal) == action for cell, action in zip(obs, best, strict=True))
-                    for goal in inner.cells
-                ]
-                assert any(fits)
+    """Told by the goals that fit all best actions of a row."""
+    sample = draw(ROOM, config(objective="labels"), jax.random.key(9))
+    assert sample.answer.shape == (B, T + 1)
+    towards = on_host(jax.vmap(jax.vmap(jax.vmap(INNER.towards, (None, 0)), (0, None)), (0, None)))
+    fits = towards(sample.query_obs, jnp.asarray(INNER.cells)) == sample.answer[..., None]
+    assert fits.all(axis=1).any(axis=1).all() and not fits.all()
 
 
 @pytest.mark.parametrize("where", ["anywhere", "visited"])
@@ -264,29 +277,36 @@ def test_contexts_are_comparisons_as_they_are_lived(where):
     np.testing.assert_array_equal(context.obs[:, 1:5], context.next_obs[:, :4])
     assert context.truncated[:, 4].all() and (context.obs[:, 5] == 0).all()  # anew from the corner
     pair, label = sample.answer
-    assert pair.shape == (B, T + 1, 2) and set(np.unique(label)) <= {0.0, 1.0}
-    assert (pair[:, :T] != context.action).any()
+    assert pair.shape == (B, T + 1, 1, 2) and set(np.unique(label)) <= {0.0, 1.0}
+    assert (pair[:, :T, 0] != context.action).any()
     at_start = (sample.query_obs[:, 0] == 0).all()
     assert at_start == (where == "visited")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_comparisons_to_learn_from_are_all_in_one_state_and_labelled_there(world):
+    """At temperature 0 labels say which is better where it is asked."""
+    env, num = preferences(WORLDS[world].env, temperature=0.0), 29
+
+    @on_host
+    def compared(key):
+        task = env.sample_task(key)
+        obs, (pairs, labels) = compare_anywhere(env, task, key, num)
+        state = env.reset_env(key, task)[1]
+        if world == "room":
+            state = state.replace(cell=obs)
+        return pairs, labels, jax.vmap(jax.vmap(env.score, (None, 0, None)), (None, 0, None))(state, pairs, task)
+
+    pairs, labels, scores = compared(jax.random.key(12))
+    assert pairs.shape == (num, 2) and len(np.unique(pairs, axis=0)) > 7
+    better = np.sign(scores[:, 0] - scores[:, 1])
+    assert (labels[better != 0] == (better[better != 0] > 0)).all() and (better != 0).sum() > 7
 
 
 def test_what_is_shown_of_a_comparison():
     assert tokens_of(DUELS, config()).inputs == ("ranked", "origin", "next_obs")
     assert tokens_of(DUELS, config(layout="labelled")).inputs == ("origin", "action", "next_obs", "feedback")
     assert tokens_of(ROOM, config()).groups == (("ranked", "next_obs", "origin"), ("obs",))
-
-
-def test_dpt_with_rewards_learns_from_what_the_labels_hide():
-    options = DPTMDPConfig(MODEL, num_updates=12, batch_size=5, horizon=T)
-    method = dpt_with_rewards(ROOM, options)
-    agent = method.agent(jax.jit(method.init)(jax.random.key(0)).params)
-    assert act(agent, INNER, jax.random.key(1)).transition.action.shape == (T,)
-
-
-def test_fixed_data_are_the_same_for_every_seed():
-    method = icpo(DUELS, config(num_tasks=11))
-    build = jax.jit(lambda key: method.init(key).data)
-    chex.assert_trees_all_equal(build(jax.random.key(0)), build(jax.random.key(1)))
 
 
 def predictive(wins, losses, spread):
@@ -326,11 +346,17 @@ def _comparisons(obs, pairs, labels, never):
 BAD = [
     ({"horizon": 8}, "horizon=8: must be below model.context_len=8"),
     ({"beta": 0}, "beta=0: must be a finite number above 0"),
+    ({"temperature": -1.0}, "temperature=-1.0: must be a finite number above 0"),
     ({"other_factor": 1.5}, r"other_factor=1.5: must be a number in 0 ..= 1"),
     ({"objective": "rewards"}, "objective='rewards': must be one of 'preferences', 'labels'"),
     ({"behaviours": ()}, r"behaviours=\(\): must be one or more of 'random', 'mixture', 'noisy_expert'"),
     ({"layout": "both"}, "layout='both': must be one of 'ranked', 'labelled'"),
     ({"proposal": "any"}, "proposal='any': must be one of 'samples', 'distinct', 'challenger'"),
+    ({"num_asked": 0}, "num_asked=0: must be an integer of at least 1"),
+    (
+        {"asked": "visited", "behaviours": ("mixture",), "num_asked": 2},
+        "num_asked=2: must be 1 with asked='visited'",
+    ),
     ({"asked": "visited"}, "asked='visited': must be 'anywhere' with behaviours that are 'random'"),
     (
         {"objective": "labels", "reference": "learned"},
