@@ -56,6 +56,12 @@ class Evaluator:
         runs = [self._call(run, agent, env_params, jax.random.key(EVAL_SEED)) for agent in agents]
         return jax.tree.map(lambda *x: np.stack(x), *runs)
 
+    def duels(self, agents: Sequence[Agent], env_params: Tree, horizon: int) -> dict[str, np.ndarray]:
+        """Curves of weak and strong regret of the agents of S seeds, each [S, B, T], where arms are compared."""
+        run = partial(_duels, env=self.env, horizon=horizon)
+        runs = [self._call(run, agent, env_params, jax.random.key(EVAL_SEED)) for agent in agents]
+        return jax.tree.map(lambda *x: np.stack(x), *runs)
+
     def offline(self, agents: Sequence[Agent], env_params: Tree, contexts: Transition) -> np.ndarray:
         """Suboptimality of the agents of S seeds after each prefix of the data sets, [S, B, N + 1]."""
         run, key = partial(_offline, env=self.env), jax.random.key(EVAL_SEED + 1)
@@ -81,6 +87,10 @@ def _online(agent, env_params, key, env, horizon):
     return found.curves["regret"], found.record.transition.action
 
 
+def _duels(agent, env_params, key, env, horizon):
+    return evaluate(agent, env, env_params, key, num_steps=horizon).curves
+
+
 def _offline(agent, env_params, contexts, key, env):
     return offline_suboptimality(agent, env, env_params, contexts, key)
 
@@ -91,8 +101,13 @@ def _contexts(behaviour, env_params, key, env, horizon):
 
 def trained_agents(method: Method, params: Tree, greedy: bool | None = None) -> list[Agent]:
     """The trained agent of each seed."""
+    return [method.agent(of_seed, greedy=greedy) for of_seed in each_seed(params)]
+
+
+def each_seed(params: Tree) -> list[Tree]:
+    """The parameters of each seed."""
     num_seeds = jax.tree.leaves(params)[0].shape[0]
-    return [method.agent(jax.tree.map(lambda x, s=s: x[s], params), greedy=greedy) for s in range(num_seeds)]
+    return [jax.tree.map(lambda x, s=s: x[s], params) for s in range(num_seeds)]
 
 
 def intervals(metric: str, values: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:

@@ -120,7 +120,7 @@ def offline_suboptimality(agent: Agent, env: TaskFamily, env_params: Any, contex
     """Loses how much, by the arm chosen after every prefix of a fixed data set, the empty and the whole one included.
 
     Args:
-      env: a bandit.
+      env: a bandit, also one whose arms are compared.
       env_params: the tasks, stacked [B, ...].
       contexts: the data sets, stacked [B, N, ...].
     Returns:
@@ -135,7 +135,7 @@ def offline_suboptimality(agent: Agent, env: TaskFamily, env_params: Any, contex
         obs, env_state = env.reset(key_init, env_params)
         last = TimeStep(obs, jax.tree.map(lambda x: x[-1], context), jnp.zeros((), bool))
         _, action, _ = agent.act(carry, key_last, last)
-        actions = jnp.append(actions, action)
+        actions = jnp.concatenate([actions, action[None]])
         rewards = jax.vmap(env.expected_reward, in_axes=(None, 0, None))(env_state, actions, env_params)
         return _best_reward(env, env_state, env_params) - rewards
 

@@ -18,6 +18,7 @@ import icrl_jax
 from experiments import _bandits as bandits
 from experiments import _distilled, dpt_bandit
 from experiments import _episodes as episodes
+from experiments._preferences import world_of
 from icrl_jax import agents, checkpoint
 from icrl_jax.agents.posterior import weights
 from icrl_jax.core import Transition
@@ -57,6 +58,7 @@ ASKED = {
     "dpt_dark_room_permuted",
     "dpt_pixels",
     "dpt_tabular_mdp",
+    "icpo_dark_room",
 }
 
 
@@ -278,6 +280,53 @@ def test_controls_of_dit_learn_from_the_same_contexts(name):
     assert experiment.controls(dataclasses.replace(config, control=False)) == {}
 
 
+def test_icpo_dueling_bandit_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["icpo_dueling_bandit"]
+    sizes = (
+        "--num-arms 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 --eval-tasks 11"
+    )
+    argv = [*sizes.split(), "--num-updates", "2", "--num-chunks", "1", "--no-control", "--runs-dir", str(tmp_path)]
+    run_dir = run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True))
+    results = read_results(run_dir)
+    classics = {"double_thompson", "rucb", "winner_stays", "random", "oracle"}
+    assert {"icpo", "no_context", *classics} == set(results["agents"])
+    assert results["agents"]["oracle"]["strong_regret"]["mean"] == 0 < results["agents"]["icpo"]["weak_regret"]["mean"]
+    assert results["env_steps"] == 2 * 4 * (7 + 8 * 8)  # comparisons in contexts, and eight after each prefix
+    assert len(results["curves"]["icpo"]["suboptimality"]) == 8
+    assert {"icpo", "double_thompson"} == set(results["conditions"]["noise_0.2"])
+    agent, env = icrl_jax.load(run_dir)[:2]
+    tasks = icrl_envs.sample_tasks(env, jax.random.key(0), 3)
+    assert evaluate(agent, env, tasks, jax.random.key(0), num_steps=7).record.transition.action.shape == (3, 7, 2)
+
+
+def test_icpo_dark_room_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["icpo_dark_room"]
+    sizes = (
+        "--size 3 --episode-steps 5 --width 8 --num-layers 1 --num-heads 2 --context-len 8 --horizon 7 --batch-size 4 "
+        "--eval-tasks 6 --eval-episodes 3 --num-updates 4 --num-chunks 2"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"icpo", "dpt", "no_context", "random", "oracle"} == set(results["agents"])
+    final = {who: found["final_return"]["mean"] for who, found in results["agents"].items()}
+    assert final["random"] < final["oracle"] and len(results["curves"]["dpt"]["return"]) == 3
+    assert {"noise_0.2", "offline_low", "offline_medium", "offline_high"} == set(results["conditions"])
+    assert results["conditions"]["offline_high"]["icpo"]["offline_return"]["n"] == 2
+    assert (tmp_path / "icpo_dark_room" / "latest" / "figures" / "episodes.png").exists()
+
+
+@pytest.mark.parametrize("name", ["icpo_dark_room", "icpo_dueling_bandit"])
+def test_agents_act_where_they_see_what_they_were_trained_on(name):
+    """Who learned from rewards is not shown a label, and the other way round."""
+    experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]
+    env = experiment.env(config).build()
+    for who, spec in {"icpo": experiment.method(config), **experiment.controls(config)}.items():
+        method = spec.build(env)
+        agent = jax.eval_shape(lambda key, method=method: method.agent(method.init(key).params), jax.random.key(0))
+        assert world_of(agent, env) is (env.env if who == "dpt" else env)
+    assert world_of(agents.uniform(env), env) is env
+
+
 @pytest.fixture(scope="module")
 def tiny_ad(tmp_path_factory):
     experiment = EXPERIMENTS["ad_dark_room"]
@@ -431,7 +480,7 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
         "ad_key_to_door, compare_dark_room, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, "
         "dpt_bandit, dpt_dark_room, dpt_dark_room_permuted, dpt_linear_bandit, dpt_pixels, dpt_tabular_mdp, "
-        "lhf_dark_room" in capsys.readouterr().err
+        "icpo_dark_room, icpo_dueling_bandit, lhf_dark_room" in capsys.readouterr().err
     )
 
 
@@ -535,7 +584,9 @@ def test_what_a_store_takes_is_foretold(tmp_path):
     assert mib(many) <= 256 and "of 100,000,000 tasks at a time" in many
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("compare", "dicp", "dit", "dpt"))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not name.startswith(("compare", "dicp", "dit", "dpt", "icpo"))]
+)
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]

@@ -7,7 +7,7 @@ from icrl_envs.foreign import from_brax, from_craftax, from_gymnax, from_xland
 from icrl_envs.mixture import mixture
 from icrl_envs.planning import plan
 from icrl_envs.projection import projected
-from icrl_envs.registry import FAMILIES, family, make
+from icrl_envs.registry import FAMILIES, compared, family, make
 from icrl_envs.task_family import Split, TaskFamily, check_action, sample_tasks
 from icrl_envs.wrappers import Revealed, Wrapper, copies, preferences, revealed
 
@@ -18,6 +18,7 @@ __all__ = [
     "TaskFamily",
     "Wrapper",
     "check_action",
+    "compared",
     "copies",
     "family",
     "from_brax",

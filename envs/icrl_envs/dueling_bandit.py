@@ -26,13 +26,22 @@ class DuelingBandit(Preferences):
       dim: d, at least 1.
       temperature: at least 0; at 0 the better arm always wins.
       feature_seed: as in `LinearBandit`.
+      noise, tie_margin: as in `preferences`; the regrets are those without either.
     """
 
     presets = {"icprl": {"num_arms": 20, "dim": 10, "temperature": 1.0, "feature_seed": 1234}}
     name = "DuelingBandit"
 
-    def __init__(self, num_arms: int = 10, dim: int = 2, temperature: float = 1.0, feature_seed: int | None = 1234):
-        super().__init__(LinearBandit(num_arms, dim, 0.0, feature_seed), None, temperature)
+    def __init__(
+        self,
+        num_arms: int = 10,
+        dim: int = 2,
+        temperature: float = 1.0,
+        feature_seed: int | None = 1234,
+        noise: float = 0.0,
+        tie_margin: float = 0.0,
+    ):
+        super().__init__(LinearBandit(num_arms, dim, 0.0, feature_seed), None, temperature, noise, tie_margin)
 
     def step_env(self, key, state, action, params):
         """Lets two arms meet."""

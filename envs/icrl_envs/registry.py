@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 from icrl_envs.task_family import TaskFamily, require
+from icrl_envs.wrappers import Preferences, preferences
 
 FAMILIES: dict[str, str] = {  # name -> where its class is, imported when it is first made
     "gaussian_bandit": "icrl_envs.bandits:GaussianBandit",
@@ -82,6 +83,25 @@ def make(name: str, preset: str | None = None, **kwargs: Any) -> TaskFamily:
     if preset is not None and preset not in presets:
         raise ValueError(f"preset={preset!r}: {name} has {_listed(presets)}")
     return build(**{**presets.get(preset or "", {}), **kwargs})
+
+
+def compared(
+    family: str,
+    family_preset: str | None = None,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+    tie_margin: float = 0.0,
+    **kwargs: Any,
+) -> Preferences:
+    """`preferences` around a family by its name, which the config of a run can hold: `make("icrl_envs:compared", ...)`.
+
+    Args:
+      family, family_preset, **kwargs: as in `make`.
+      temperature, noise, tie_margin: as in `preferences`.
+    Raises:
+      ValueError: as those two.
+    """
+    return preferences(make(family, family_preset, **kwargs), None, temperature, noise, tie_margin)
 
 
 def _listed(presets) -> str:

@@ -156,12 +156,16 @@ class _Stacked(spaces.Space):
 class Preferences(Wrapper):
     """See `preferences`."""
 
-    def __init__(self, env, score, temperature):
+    reset_anywhere = _inner("reset_anywhere")
+
+    def __init__(self, env, score, temperature, noise, tie_margin):
         super().__init__(env)
         _require_one(env)
         allowed = "a finite number of at least 0 (0: the better action always wins)"
         require(is_number(temperature, 0), "temperature", temperature, allowed)
-        self.temperature = float(temperature)
+        require(is_number(noise, 0, 0.5), "noise", noise, "a number in 0 ..= 0.5")
+        require(is_number(tie_margin, 0), "tie_margin", tie_margin, "a finite number of at least 0")
+        self.temperature, self.noise, self.tie_margin = float(temperature), float(noise), float(tie_margin)
         # A gap of rewards is no regret where an action changes what comes after it.
         known = Wrapper(env)  # whose functions are None where a gymnax environment has none
         self._knows_regret = not known.episodic or (score is None and known.optimal_advantage is not None)
@@ -176,11 +180,13 @@ class Preferences(Wrapper):
     def step_env(self, key, state, action, params):
         key_label, key_step = jax.random.split(key)
         scores = self._scores(state, action, params)
-        first_wins = jax.random.uniform(key_label) < self._probability(scores[0] - scores[1])
-        winner = jnp.where(first_wins, action[0], action[1])
+        first, not_second = self._label_law(scores[0] - scores[1])
+        drawn = jax.random.uniform(key_label)
+        label = jnp.where(drawn < first, 1.0, jnp.where(drawn < not_second, 0.5, 0.0))
+        winner = jnp.where(drawn < (first + not_second) / 2, action[0], action[1])  # after a tie, either
         obs, next_state, reward, terminated, info = self.env.step_env(key_step, state, winner, params)
         info = {**info, "winner": winner, "reward": reward, **self._regrets(state, scores, params)}
-        return obs, next_state, first_wins.astype(jnp.float32), terminated, info
+        return obs, next_state, label, terminated, info
 
     def _scores(self, state, pair, params):
         return jax.vmap(self.score, in_axes=(None, 0, None))(state, pair, params)
@@ -189,6 +195,11 @@ class Preferences(Wrapper):
         if self.temperature == 0:
             return jnp.where(margin == 0, 0.5, (margin > 0).astype(jnp.float32))
         return jax.nn.sigmoid(margin / self.temperature)
+
+    def _label_law(self, margin):  # P(label 1), and P(label 1 or 1/2), which is the same number without ties
+        first, not_second = self._probability(margin - self.tie_margin), self._probability(margin + self.tie_margin)
+        flipped = 1 - not_second, 1 - first
+        return tuple((1 - self.noise) * p + self.noise * q for p, q in zip((first, not_second), flipped, strict=True))
 
     def _regrets(self, state, scores, params):
         if getattr(self.env, "optimal_action", None) is None or not self._knows_regret:
@@ -204,7 +215,7 @@ class Preferences(Wrapper):
 
     def _expected_reward(self, state, pair, params):
         scores = self._scores(state, pair, params)
-        probability = self._probability(scores[0] - scores[1])
+        probability = sum(self._label_law(scores[0] - scores[1])) / 2
         rewards = jax.vmap(self.env.expected_reward, in_axes=(None, 0, None))(state, pair, params)
         return probability * rewards[0] + (1 - probability) * rewards[1]
 
@@ -220,20 +231,32 @@ class Preferences(Wrapper):
         return _Stacked(self.env.action_space(params), 2)
 
 
-def preferences(env: Environment, score: Callable | None = None, temperature: float = 1.0) -> Wrapper:
+def preferences(
+    env: Environment,
+    score: Callable | None = None,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+    tie_margin: float = 0.0,
+) -> Preferences:
     """Takes a pair of actions (leading [2]), moves by the preferred one and returns only the label as feedback.
 
     The first action is preferred (label 1, else 0) with probability sigmoid((score_0 - score_1) / temperature), as
-    Bradley and Terry 1952. Rewards and regrets stay in `info`, for scoring only: `reward`, `winner`, and in bandits
-    and where the score is the advantage `weak_regret` and `strong_regret`, the smaller and larger gap *of score* of
-    the pair to the best action (those of `DuelingBandit` are gaps of the probability to win).
+    Bradley and Terry 1952. With a margin there are ties (label 1/2), after which a fair coin says who moves: the first
+    is then preferred with probability sigmoid((score_0 - score_1 - tie_margin) / temperature), the second likewise (Rao
+    and Kupper 1967). With noise a label that is no tie is turned round with that probability.
+
+    Rewards and regrets stay in `info`, for scoring only: `reward`, `winner`, who moved, and in bandits and where the
+    score is the advantage `weak_regret` and `strong_regret`, the smaller and larger gap *of score* of the pair to the
+    best action (those of `DuelingBandit` are gaps of the probability to win).
 
     Args:
       env: the environment whose rewards are hidden.
       score: `(state, action, params) -> float32 []`; by default the family's `optimal_advantage`, as in ICPRL, or where
         it has none, as in bandits, `expected_reward`.
-      temperature: at least 0; at 0 the better action always wins, ties by a fair coin.
+      temperature: at least 0; at 0 the better action always wins, equal ones by a fair coin.
+      noise: in 0 ..= 0.5.
+      tie_margin: at least 0, in units of the score; at temperature 0, all gaps below it are ties.
     Raises:
-      ValueError: a temperature that is negative or infinite, no score to compare by, or `env` is `copies(...)`.
+      ValueError: a number outside its range, no score to compare by, or `env` is `copies(...)`.
     """
-    return Preferences(env, score, temperature)
+    return Preferences(env, score, temperature, noise, tie_margin)

@@ -1,6 +1,7 @@
 """Classical agents: the references that trained ones are compared with, and the sources they learn from."""
 
 from icrl_jax.agents.between_episodes import between_episodes
+from icrl_jax.agents.dueling import double_thompson, rucb, winner_stays
 from icrl_jax.agents.index import empirical_mean, lcb, ucb, ucb1
 from icrl_jax.agents.learner import learner
 from icrl_jax.agents.linear import linucb, thompson_linear
@@ -9,6 +10,7 @@ from icrl_jax.agents.oracle import oracle
 from icrl_jax.agents.planning import PlanConfig, planning
 from icrl_jax.agents.posterior import posterior
 from icrl_jax.agents.prompted import prompted, trained
+from icrl_jax.agents.proposing import proposing
 from icrl_jax.agents.psrl import psrl
 from icrl_jax.agents.q_learning import q_learning
 from icrl_jax.agents.rereading import rereading
@@ -21,6 +23,7 @@ __all__ = [
     "PlanConfig",
     "as_learner",
     "between_episodes",
+    "double_thompson",
     "empirical_mean",
     "lcb",
     "learner",
@@ -30,9 +33,11 @@ __all__ = [
     "planning",
     "posterior",
     "prompted",
+    "proposing",
     "psrl",
     "q_learning",
     "rereading",
+    "rucb",
     "thompson_beta",
     "thompson_gaussian",
     "thompson_linear",
@@ -41,4 +46,5 @@ __all__ = [
     "ucb1",
     "ucbvi",
     "uniform",
+    "winner_stays",
 ]

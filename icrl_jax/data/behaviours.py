@@ -24,17 +24,18 @@ def mixture(env: TaskFamily, expert: bool = False, omega: float | None = None) -
     return Agent(init, partial(_act, partial(env.optimal_action), jnp.asarray(expert)))
 
 
-def noisy_expert(env: TaskFamily, share: float) -> Agent:
+def noisy_expert(env: TaskFamily, share: float | None) -> Agent:
     """The best action with probability `share`, else a uniformly random one, which may be the best too (Dong et al.
-    2024, DIT).
+    2024, DIT). Where it is None, `init` draws it for each context, U[0, 1].
 
     Raises:
       ValueError: a share outside [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share={share!r}: must be in [0, 1]")
-    alike = jnp.zeros(env.num_actions), jnp.zeros((), jnp.int32), jnp.float32(share)
-    return Agent(partial(_same, alike), partial(_act, partial(env.optimal_action), jnp.asarray(True)))
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"share={share!r}: must be in [0, 1], or None to draw it for each context")
+    alike = jnp.zeros(env.num_actions), jnp.zeros((), jnp.int32)
+    init = partial(_any_share, alike) if share is None else partial(_same, (*alike, jnp.float32(share)))
+    return Agent(init, partial(_act, partial(env.optimal_action), jnp.asarray(True)))
 
 
 def labelled(agent: Agent, env: TaskFamily) -> Agent:
@@ -59,6 +60,10 @@ def _act_labelled(agent: Agent, optimal_action, carry: Tree, key: Array, timeste
 
 def _same(carry: Tree, key: Array) -> Tree:
     return carry
+
+
+def _any_share(alike: Tree, key: Array) -> Tree:
+    return *alike, jax.random.uniform(key)
 
 
 def _init(rates: Array, omegas: Array, key: Array) -> Tree:

@@ -19,10 +19,10 @@ from flax import nnx
 from gymnax.environments import spaces
 from jax import lax
 
-from icrl_jax.core import Array, TimeStep, Tree
+from icrl_jax.core import Array, TimeStep, Transition, Tree
 from icrl_jax.models.layers import check_choices, fan_in, linear
 
-Input = Literal["obs", "origin", "action", "feedback", "done", "next_obs"]
+Input = Literal["obs", "origin", "action", "ranked", "feedback", "done", "next_obs"]
 Tokens = Literal["transition", "modality", "query"]
 Integers = Literal["numbers", "tables"]
 
@@ -37,7 +37,9 @@ class EmbeddingConfig:
             which is asked about and not remembered, beside one of all the others.
         inputs: "obs", the current observation; "origin", the one that the last action was taken in, or, where a
             sequence starts, the current one in its place (Lee et al. 2023, DPT's query); "action", "feedback" and
-            "next_obs" of the last transition; "done", whether it ended the episode.
+            "next_obs" of the last transition; "done", whether it ended the episode; "ranked", where the action was a
+            pair and the feedback says which is preferred, the preferred one and then the other, a tie as half of each:
+            what is shown is the same whichever came first.
         integers: what a bounded Box of integers is: "numbers", or "tables", a one-hot vector for each entry, such as
             the row and the column of a grid. Colours (0 to 255) are numbers always.
         hidden: units of a hidden layer between the inputs and a token; 0 is a linear map.
@@ -239,6 +241,7 @@ class Embedding(nnx.Module):
             "obs": (timestep.obs, None),
             "origin": (jax.tree.map(lambda now, last: _blank(last, reset, now), timestep.obs, prev.obs), None),
             "action": (prev.action, reset),
+            "ranked": (prev, reset),
             "feedback": (prev.feedback, reset),
             "done": (prev.terminated | prev.truncated, reset),
             "next_obs": (prev.next_obs, reset),
@@ -267,7 +270,7 @@ class Embedding(nnx.Module):
         for name, value, hide in inputs:
             images = iter(self.images)
             for part in self._parts(name):
-                x = part.read(value, hide)
+                x = _ranked(part, value, hide) if name == "ranked" else part.read(value, hide)
                 lead = x.shape[: x.ndim - part.num_axes]
                 if part.image:
                     features.append(next(images)(x.reshape(*lead, *part.image_shape)))
@@ -285,15 +288,18 @@ class Embedding(nnx.Module):
     def _parts(self, name: str) -> tuple[Part, ...]:
         if name in ("feedback", "done"):
             return (SCALAR,)
-        return self.action_parts if name == "action" else self.obs_parts
+        return self.action_parts if name in ("action", "ranked") else self.obs_parts
 
 
 def make_embedding(obs_space: Any, action_space: Any, width: int, config: EmbeddingConfig, key: Array) -> Embedding:
     """An embedding for an environment's spaces, its tokens as wide as the model, D; weights of variance 1 / fan-in.
 
     Raises:
-      ValueError: spaces that cannot be read.
+      ValueError: spaces that cannot be read, or actions that are no pairs where these are to be ranked.
     """
+    is_pair = hasattr(action_space, "space") and action_space.n == 2
+    if "ranked" in config.inputs and not is_pair:
+        raise ValueError(f'action_space={action_space!r} must be of pairs, as `preferences` has them, for "ranked"')
     obs_parts = parts_of(obs_space, config.integers, "obs_space")
     action_parts = tuple(p._replace(image=False) for p in parts_of(action_space, config.integers, "action_space"))
     return Embedding(obs_parts, action_parts, width, config, key)
@@ -316,6 +322,14 @@ def by_step(y_BSD: Array, num_tokens: int) -> Array:
 def keys_for(key: Array, num: int) -> list[Array]:
     """So many keys: the key itself where one is enough."""
     return [key] if num == 1 else list(jax.random.split(key, num))
+
+
+def _ranked(part: Part, prev: Transition, hide: Array | None) -> Array:
+    """A part of the pair of actions as `Part.read` gives it, the preferred one first."""
+    pair = part.read(prev.action, hide)
+    label = _blank(prev.feedback, hide, 0.0)
+    first_wins = label.reshape(*label.shape, *[1] * part.num_axes)
+    return first_wins * pair + (1 - first_wins) * jnp.flip(pair, axis=-part.num_axes)
 
 
 def _blank(x: Array, hide: Array | None, blank: Any) -> Array:

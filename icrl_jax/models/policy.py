@@ -26,6 +26,7 @@ class Policy(nnx.Module):
         embedding: what a token is made of; where a time step takes several tokens, the last one answers; a query is
             not remembered (`queries.py`).
         head: how actions are predicted.
+        decision_space: of what is predicted, where the actions of the history are others: of pairs, one of the two.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Policy(nnx.Module):
         key: Array,
         embedding: EmbeddingConfig = TRANSITION,
         head: ActionHeadConfig = LINEAR,
+        decision_space: spaces.Space | None = None,
     ):
         key_embed, key_body, key_head = jax.random.split(key, 3)
         self.asks = embedding.tokens == "query"
         self.embed = make_embedding(obs_space, action_space, config.width, embedding, key_embed)
         self.body = make_model(config, key_body)
-        self.head = make_action_head(action_space, config.width, head, key_head)
+        self.head = make_action_head(decision_space or action_space, config.width, head, key_head)
 
     def check_horizon(self, num_steps: int, episode_steps: int, option: str = "num_steps") -> None:
         """Refuses more steps than its learned positions can number or, where they are counted by episode, more in one.

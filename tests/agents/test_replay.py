@@ -14,6 +14,7 @@ import icrl_envs
 from icrl_jax.agents import (
     PlanConfig,
     between_episodes,
+    double_thompson,
     empirical_mean,
     lcb,
     linucb,
@@ -23,6 +24,7 @@ from icrl_jax.agents import (
     prompted,
     psrl,
     q_learning,
+    rucb,
     thompson_beta,
     thompson_gaussian,
     thompson_linear,
@@ -30,12 +32,14 @@ from icrl_jax.agents import (
     ucb1,
     ucbvi,
     uniform,
+    winner_stays,
 )
 from icrl_jax.agents.planner import Planned
 from icrl_jax.core import Agent, TimeStep, Transition, partial
 from icrl_jax.methods.dicp import DICPConfig, dicp
 from icrl_jax.methods.dpt import dpt
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, dpt_mdp
+from icrl_jax.methods.icpo import ICPOConfig, icpo
 from icrl_jax.rollout import no_transition, replay, rollout, start
 
 A, N, T = 5, 3, 23
@@ -48,6 +52,8 @@ DENSE = icrl_envs.make("dark_room", "dpt", size=5, horizon=7)
 COPIES = icrl_envs.copies(GAUSSIAN, 2)
 DPT = dpt(GAUSSIAN, tiny.dpt_config())  # untrained; its cache of 8 is overwritten twice
 ASKED_FIRST = dpt_mdp(DENSE, DPTMDPConfig(tiny.dpt_config().model, horizon=7, query="first"))
+DUELS = icrl_envs.make("dueling_bandit", num_arms=A)
+ICPO = icpo(DUELS, ICPOConfig(tiny.dpt_config().model, horizon=7))
 DICP = dicp(DENSE, DICPConfig(tiny.dpt_config().model, horizon=7, plan=PlanConfig(2, 3)))
 
 AGENTS = {
@@ -55,7 +61,9 @@ AGENTS = {
     "dicp": (DICP.agent(DICP.init(jax.random.key(0)).params), DENSE),
     "dpt": (DPT.agent(DPT.init(jax.random.key(0)).params), GAUSSIAN),
     "dpt_rereading": (ASKED_FIRST.agent(ASKED_FIRST.init(jax.random.key(0)).params), DENSE),
+    "double_thompson": (double_thompson(A), DUELS),
     "empirical_mean": (empirical_mean(A), GAUSSIAN),
+    "icpo": (ICPO.agent(ICPO.init(jax.random.key(0)).params), DUELS),
     "lcb": (lcb(A), GAUSSIAN),
     "linucb": (linucb(LINEAR.features), LINEAR),
     "noise_curriculum": (noise_curriculum(thompson_gaussian(A), GAUSSIAN, T), GAUSSIAN),
@@ -65,6 +73,7 @@ AGENTS = {
     "psrl_by_the_step": (psrl(MDP, draws=3, decide="step"), MDP),
     "q_learning": (q_learning(MDP, decay_steps=T), MDP),
     "q_learning_of_copies": (q_learning(ROOM, decay_steps=T), icrl_envs.copies(ROOM, 2)),
+    "rucb": (rucb(A), DUELS),
     "thompson_beta": (thompson_beta(A), BERNOULLI),
     "thompson_gaussian": (thompson_gaussian(A), GAUSSIAN),
     "thompson_of_many_draws": (thompson_gaussian(A, draws=7), GAUSSIAN),
@@ -76,6 +85,7 @@ AGENTS = {
     "uniform": (uniform(GAUSSIAN), GAUSSIAN),
     "uniform_over_pairs": (uniform(icrl_envs.preferences(GAUSSIAN)), icrl_envs.preferences(GAUSSIAN)),
     "uniform_over_copies": (uniform(COPIES), COPIES),
+    "winner_stays": (winner_stays(A), DUELS),
     "scout": (scout(), TwoEpisodes()),
 }
 
@@ -147,9 +157,9 @@ def test_agents_learn_from_anothers_history_what_they_would_from_their_own(name,
     chex.assert_trees_all_equal(*carries)
     carry = carries[0].memory if name in ("noise_curriculum", "dicp") else carries[0]
     if "posterior" not in name and name != "between_episodes":  # which count only what does not fit
-        learned = (
-            carry.length - (name in ("dicp", "dpt")) if name == "dicp" or "dpt" in name else carry.counts.sum()
-        )  # whose first input shows no transition
+        # The first input shows no transition.
+        model = name in ("dicp", "icpo") or "dpt" in name
+        learned = carry.length - (name in ("dicp", "dpt", "icpo")) if model else carry.counts.sum()
         assert learned == (7 if name == "dpt_rereading" else T - 1)  # which keeps the newest
 
 
@@ -166,7 +176,7 @@ def test_agents_forget_at_a_reset(name, getkey):
     both = forget(agent, env, getkey())
     (fresh, *first), (forgotten, *again) = (jax.tree.map(lambda x: x[i], both) for i in range(2))  # noqa: B023
     chex.assert_trees_all_equal(first, again)
-    if name not in ("dicp", "dpt", "between_episodes"):  # which keep what they do not look at any more
+    if name not in ("dicp", "dpt", "icpo", "between_episodes"):  # which keep what they do not look at any more
         chex.assert_trees_all_equal(fresh, forgotten)
 
 

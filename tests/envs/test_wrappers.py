@@ -131,6 +131,47 @@ def test_at_temperature_0_the_better_wins_and_ties_are_a_fair_coin(getkey):
     assert abs(compare(env, np.array([2, 2]), getkey())[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(N)
 
 
+@pytest.mark.parametrize(
+    "temperature, noise, tie_margin", [(0.5, 0.0, 0.3), (0.5, 0.2, 0.3), (0.0, 0.2, 0.3), (1.0, 0.5, 0.0)]
+)
+def test_labels_with_ties_and_noise_follow_their_law(temperature, noise, tie_margin, getkey):
+    """As Rao and Kupper, then turned round; after a tie a coin says who moves."""
+    env = preferences(BANDIT, None, temperature, noise, tie_margin)
+    p = lambda margin: 1 / (1 + np.exp(-margin / temperature)) if temperature else float(margin > 0)
+    for pair, gap in (((4, 1), 0.75), ((1, 2), -0.25), ((3, 3), 0.0)):
+        wins, losses = p(gap - tie_margin), p(-gap - tie_margin)
+        wins, losses = (1 - noise) * wins + noise * losses, (1 - noise) * losses + noise * wins
+        label, info = compare(env, np.array(pair), getkey())
+        shares = [np.mean(label == value) for value in (1.0, 0.0, 0.5)]
+        np.testing.assert_allclose(shares, [wins, losses, 1 - wins - losses], atol=5 * 0.5 / np.sqrt(N))
+        first_moved = np.asarray(info["winner"]) == pair[0]
+        assert pair[0] == pair[1] or abs(first_moved.mean() - (1 + wins - losses) / 2) < 5 * 0.5 / np.sqrt(N)
+        assert first_moved[label == 1].all()
+    _, state = env.reset(getkey(), env.default_params)
+    label, info = compare(env, np.array([4, 1]), getkey())
+    expected = env.expected_reward(state, jnp.array([4, 1]), env.default_params)
+    assert abs(info["reward"].mean() - expected) < 5 * info["reward"].std() / np.sqrt(N)
+
+
+def test_regrets_do_not_depend_on_how_labels_are_told():
+    """Those of the dueling bandit are gaps of the probability to win without ties or noise."""
+    plain, told = (icrl_envs.make("dueling_bandit", **how) for how in ({}, {"noise": 0.3, "tie_margin": 0.5}))
+    key, task = jax.random.key(0), plain.default_params
+    regrets = [
+        env.step(key, env.reset(key, task)[1], jnp.array([1, 2]), task)[-1]["weak_regret"] for env in (plain, told)
+    ]
+    np.testing.assert_array_equal(*regrets)
+
+
+def test_a_compared_family_is_the_wrapped_one():
+    options = {"temperature": 0.5, "noise": 0.1, "tie_margin": 0.2}
+    env = make("icrl_envs:compared", family="dark_room", family_preset="icprl", size=5, **options)
+    assert (env.name, env.size, env.action_space().shape) == ("DarkRoom", 5, (2,))
+    assert {name: getattr(env, name) for name in options} == options
+    obs, state = env.reset_anywhere(jax.random.key(0), env.default_params)
+    np.testing.assert_array_equal(obs, state.cell)
+
+
 def test_the_environment_moves_by_the_winner_and_shows_its_reward_only_in_info(getkey):
     label, info = compare(preferences(BANDIT), np.array([4, 1]), getkey())
     np.testing.assert_array_equal(info["winner"], np.where(label == 1, 4, 1))
@@ -202,6 +243,19 @@ def test_copies_of_revealed_show_each_its_state(getkey):
 def test_preferences_refuse_wrong_temperatures(temperature):
     with pytest.raises(ValueError, match=f"^temperature={temperature!r}: must be a finite number of at least 0 "):
         preferences(BANDIT, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "argument, value, allowed",
+    [
+        ("noise", 0.6, "a number in 0 ..= 0.5"),
+        ("noise", -0.1, "a number in"),
+        ("tie_margin", -1.0, "a finite number of"),
+    ],
+)
+def test_preferences_refuse_wrong_ties_and_noise(argument, value, allowed):
+    with pytest.raises(ValueError, match=f"^{argument}={value!r}: must be {allowed}"):
+        preferences(BANDIT, **{argument: value})
 
 
 def test_preferences_refuse_what_they_cannot_compare():

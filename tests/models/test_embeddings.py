@@ -249,6 +249,25 @@ def test_a_pair_of_actions_is_read_as_two():
     assert_close(embed(embedding, inputs)[:, :, 0], expected)
 
 
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_ranked_pairs_show_who_is_preferred_first_and_not_who_was_proposed_first(kind):
+    space = icrl_envs.wrappers._Stacked(ACTIONS[kind], 2)
+    embedding, timesteps = make(SPACES["numbers"], space, inputs=("ranked",)), make_timesteps(SPACES["numbers"], space)
+    label = jax.random.randint(jax.random.key(2), (B, T), 0, 3) / 2  # 1/2 is a tie
+    timesteps = timesteps._replace(prev=timesteps.prev._replace(feedback=label))
+    pair = timesteps.prev.action
+    seen = jax.nn.one_hot(pair, A) if kind == "discrete" else pair
+    y = label[..., None]
+    ranked = [y * seen[:, :, 0] + (1 - y) * seen[:, :, 1], y * seen[:, :, 1] + (1 - y) * seen[:, :, 0]]
+    expected = jnp.concatenate(ranked, axis=-1) @ embedding.tokens[0].maps[0][...]
+    expected = jnp.where(timesteps.reset[..., None], 0, expected)
+    assert_close(embed(embedding, timesteps)[:, :, 0], expected)
+    swapped = timesteps.prev._replace(action=jnp.flip(pair, axis=2), feedback=1 - label)
+    np.testing.assert_array_equal(embed(embedding, timesteps), embed(embedding, timesteps._replace(prev=swapped)))
+    with pytest.raises(ValueError, match="must be of pairs"):
+        make(SPACES["numbers"], ACTIONS[kind], inputs=("ranked",))
+
+
 def test_a_token_by_itself_is_the_one_that_the_next_step_would_have():
     """So a planner may ask about an action before anything has followed it."""
     inputs = make_timesteps(SPACES["table"])._replace(reset=jnp.zeros((B, T), bool))

@@ -84,6 +84,8 @@ def test_markdown_and_html_escape():
         "ad ed ad_eps ad_lhf idt source",
         "ad dicp_ad idt dicp_idt dpt dicp_dpt dit posterior source",
         "icpo icrg dpt double_thompson rucb",
+        "icpo dp2t no_context double_thompson rucb winner_stays",
+        "icpo dpt no_context",
         "ppo_s5 ppo_gru ppo_transformer relic relic_full_updates relic_no_sink",
         "dpt ad psrl ucbvi source",
         "dpt dit bc wbc dp2t posterior psrl source",
