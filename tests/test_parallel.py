@@ -19,7 +19,7 @@ from icrl_jax.methods.ppo import PPOConfig, ppo
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.parallel import check_rows, one_after_another, over_rows, pad_rows
-from icrl_jax.train import Schedule, fit, train
+from icrl_jax.train import Schedule, fit
 
 BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
 STEP = 3e-3  # the learning rate, by which Adam moves a weight at most, or nearly
@@ -47,8 +47,10 @@ def numbers() -> dict[str, np.ndarray]:
     learner = as_learner(thompson_gaussian(3), tiny.BANDIT, 3, T)
     histories = collect_histories(learner, tiny.BANDIT, tasks(), KEYS[0], 2)
     found |= {f"history {name}": x for name, x in histories.transitions._asdict().items()}
-    learned, logs = jax.jit(lambda key: train(key, ppo(tiny.BANDIT, PPO), Schedule(2, 1)))(KEYS[0])
-    found |= {f"ppo {name}": x for name, x in logs.items()}
+    logs.clear()
+    keep = [lambda done, log, state: logs.append(log)]
+    learned = fit(KEYS[:1], ppo(tiny.BANDIT, PPO), Schedule(2, 1), callbacks=keep)
+    found |= {f"ppo {name}": np.stack([log[name] for log in logs]) for name in logs[0]}
     found |= {f"{jax.tree_util.keystr(path)} ppo": x for path, x in jax.tree.leaves_with_path(learned.params)}
     return jax.device_get(found)
 
