@@ -302,6 +302,9 @@ class Experience(NamedTuple):
     log_prob: Array  # of the choice, when it was made
     advantage: Array
     ret: Array  # the return that the value is to predict
+    first: Array | None = (
+        None  # int32 [N]: the step, the same for all, of the first choice, if those before are read only
+    )
 
 
 def play_and_learn(
@@ -328,14 +331,19 @@ def play_and_learn(
     play_all = over_rows(play_all) if spread else play_all
     keys = jax.random.split(key_play, config.num_streams)
     after, (record, experience) = play_all((state.params, options), (rollouts, keys))
-    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
-        rate = options.learning_rate * make_schedule(config.optim, config.num_updates)(state.step)
-    options = options._replace(learning_rate=rate)
+    options = scheduled(config, options, state.step)
     learn_one = partial(learn, config, spread=True) if spread else one_after_another(partial(learn, config))
     params, opt_state, log = learn_one(state.params, state.opt_state, options, experience, rollouts.carry, key_learn)
-    log |= {"feedback": record.transition.feedback.mean(), "learning_rate": rate}
+    log |= {"feedback": record.transition.feedback.mean(), "learning_rate": options.learning_rate}
     state = TrainState(params, opt_state, {**state.extra, "rollouts": after}, None, state.step + 1)
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record), log
+
+
+def scheduled(config: PPOConfig, options: Numbers, step: Array) -> Numbers:
+    """The numbers of the round that follows `step` others."""
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+        rate = options.learning_rate * make_schedule(config.optim, config.num_updates)(step)
+    return options._replace(learning_rate=rate)
 
 
 def play(
@@ -347,39 +355,60 @@ def play(
     key: Array,
     trial: Trial | None,
 ) -> tuple[RolloutState, tuple[Record, Experience]]:
-    """T steps of one stream, with advantages from the values of the policy that took them.
+    """T steps of one stream, with advantages from the values of the policy that took them."""
+    first = state.timestep
+    state, (record, final_value) = act(env, params, state, key, trial, config.num_steps)
+    value = record.info["value"]
+    next_value = jnp.append(value[1:], value_of(params, state.carry, state.timestep))
+    advantage = advantages(config, options, record, value, next_value, final_value)
+    chosen = record.info["choice"], record.info["log_prob"]
+    timesteps = timesteps_of(record.transition, record.reset, first.prev)
+    return state, (record, Experience(timesteps, *chosen, advantage, advantage + value))
 
-    Where an episode is truncated, the value after the step is that of the true final observation, in a memory that
-    goes on as if the episode did.
+
+def act(
+    env: Any, params: ActorCritic, state: RolloutState, key: Array, trial: Trial | None, num_steps: int
+) -> tuple[RolloutState, tuple[Record, Array]]:
+    """So many steps of one stream, and what each final observation is worth, [T]; 0 where an episode goes on.
+
+    Where an episode is truncated, it is the value of the true final observation, in a memory that goes on as if the
+    episode did.
     """
     next_task = None if trial is None else env.sample_task
-
-    def value_of(carry, timestep):
-        return step_one(params, carry, timestep)[1][1].mean()
 
     def body(state, _):
         state, record = rollout(explorer(params), env, state, key, 1, next_task, trial)
         record = jax.tree.map(lambda x: x[0], record)
         final, never = record.transition, jnp.zeros((), bool)
         going_on = TimeStep(final.next_obs, final._replace(truncated=never), never)
-        value = lambda: value_of(state.carry, going_on)
+        value = lambda: value_of(params, state.carry, going_on)
         return state, (record, jax.lax.cond(any_of_batch(final.truncated), value, lambda: jnp.zeros(())))
 
-    first = state.timestep
-    state, (record, final_value) = jax.lax.scan(body, state, length=config.num_steps)
-    transition, value = record.transition, record.info["value"]
-    next_value = jnp.append(value[1:], value_of(state.carry, state.timestep))
+    return jax.lax.scan(body, state, length=num_steps)
+
+
+def value_of(params: ActorCritic, carry: Tree, timestep: TimeStep) -> Array:
+    """What one stream is worth from this input on, float32 []."""
+    return step_one(params, carry, timestep)[1][1].mean()
+
+
+def advantages(
+    config: PPOConfig, options: Numbers, record: Record, value: Array, next_value: Array, final_value: Array
+) -> Array:
+    """Of the steps of one stream, [T]; `returns` says what is their end.
+
+    Args:
+      value, next_value: float32 [T], of the input of each step, and of the input after it.
+      final_value: float32 [T], from `act`.
+    """
+    transition = record.transition
     if config.returns == "episode":
         next_value = jnp.where(transition.truncated, final_value, next_value)
         terminal, cut = transition.terminated, transition.terminated | transition.truncated
     else:
         terminal = cut = record.trial_end
-    advantage = gae(
-        config.reward_scale * transition.feedback, value, next_value, terminal, cut, options.discount, options.trace
-    )
-    chosen = record.info["choice"], record.info["log_prob"]
-    timesteps = timesteps_of(transition, record.reset, first.prev)
-    return state, (record, Experience(timesteps, *chosen, advantage, advantage + value))
+    rewards = config.reward_scale * transition.feedback
+    return gae(rewards, value, next_value, terminal, cut, options.discount, options.trace)
 
 
 def learn(
@@ -449,7 +478,11 @@ def loss(
     - mean min(r A, clip(r, 1 - c, 1 + c) A) + value_weight (V - ret)^2 / 2 - entropy_weight H
     """
     memory = stack_memories(params.policy.body, memories)
-    _, (prediction, value), aux = params(memory, batch.timestep)
+    _, opinions, aux = params(memory, batch.timestep)
+    if batch.first is not None:
+        length = batch.advantage.shape[1]
+        opinions = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, batch.first[0], length, axis=1), opinions)
+    prediction, value = opinions
     log_ratio = prediction.log_prob(batch.choice) - batch.log_prob
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
     gain = ratio * advantage
