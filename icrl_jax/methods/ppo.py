@@ -326,11 +326,12 @@ def play_and_learn(
     rollouts, options = state.extra["rollouts"], state.extra["hparams"]
 
     def play_all(shared, rows):
-        return jax.vmap(lambda stream, key: play(env, config, *shared, stream, key, trial))(*rows)
+        params, options = shared
+        return jax.vmap(lambda stream, key: play(env, config, params, options, stream, key, trial))(*rows)
 
-    play_all = over_rows(play_all) if spread else play_all
     keys = jax.random.split(key_play, config.num_streams)
-    after, (record, experience) = play_all((state.params, options), (rollouts, keys))
+    play_rows = over_rows(play_all) if spread else play_all
+    after, (record, experience) = play_rows((state.params, options), (rollouts, keys))
     options = scheduled(config, options, state.step)
     learn_one = partial(learn, config, spread=True) if spread else one_after_another(partial(learn, config))
     params, opt_state, log = learn_one(state.params, state.opt_state, options, experience, rollouts.carry, key_learn)
@@ -442,10 +443,10 @@ def learn(
     def gradient_of(shared, rows):
         params, options = shared
         batch, keys = rows
-        of_params = lambda params, batch, key: loss(params, *batch, key, options)
+        of_params = lambda params, batch, key: loss(params, batch[0], batch[1], key, options)
         return gradient_of_rows(of_params, params, batch, keys, tokens, config.model.least_rows(tokens))
 
-    gradient_of = mean_over_rows(gradient_of) if spread else gradient_of
+    mean_gradient = mean_over_rows(gradient_of) if spread else gradient_of
 
     def descend_once(carry, inputs):
         params, opt_state = carry
@@ -454,7 +455,7 @@ def learn(
         if config.num_minibatches > 1:
             batch = jax.tree.map(lambda x: x[index], batch)
         batch = standardised(batch[0]) if config.normalise else batch[0], batch[1]
-        gradient, log = gradient_of((params, options), (batch, row_keys(key, config.batch_size)))
+        gradient, log = mean_gradient((params, options), (batch, row_keys(key, config.batch_size)))
         params, opt_state = descend(tx, options.learning_rate, gradient, opt_state, params)
         return (params, opt_state), {**log, "gradient_norm": optax.tree.norm(gradient)}
 

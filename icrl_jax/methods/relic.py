@@ -163,9 +163,9 @@ def _play_part(
 def newest_part(experience: Experience, start: Array, length: int) -> Experience:
     """All that was read, and of what is to be learned [N, T, ...] so many steps from `start` on."""
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
-    timestep, *learned = experience[:5]
-    first = jnp.full(experience.advantage.shape[0], start, jnp.int32)
-    return Experience(timestep, *jax.tree.map(cut, learned), first)
+    choice, log_prob, advantage, ret = jax.tree.map(cut, experience[1:5])
+    first = jnp.full(advantage.shape[0], start, jnp.int32)
+    return Experience(experience.timestep, choice, log_prob, advantage, ret, first)
 
 
 def _reread(
