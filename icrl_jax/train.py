@@ -132,7 +132,9 @@ def compile_chunk(
     def chunk_i(state, key, i, *fed):
         return chunk(state, chunk_key(key, i), *fed)
 
-    return jax.jit(over_seeds(chunk_i), donate_argnums=0).lower(state, keys, np.int32(0), *fed).compile()
+    given = jax.tree.map(lambda x: x.sharding, state)  # the next chunk takes the state as this one leaves it
+    compiled = jax.jit(over_seeds(chunk_i), donate_argnums=0, out_shardings=(given, None))
+    return compiled.lower(state, keys, np.int32(0), *fed).compile()
 
 
 def over_seeds(function: Callable) -> Callable:

@@ -33,7 +33,7 @@ from icrl_jax.agents import PlanConfig, q_learning
 from icrl_jax.core import Transition
 from icrl_jax.data.contexts import as_timesteps
 from icrl_jax.methods.dpt import prefix_loss
-from icrl_jax.methods.ppo import PPOConfig, learn, play, ppo_learner
+from icrl_jax.methods.ppo import PPOConfig, learn, numbers, play, ppo_learner, standardised
 from icrl_jax.methods.ppo import loss as ppo_loss
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.mlp import MLPConfig
@@ -223,7 +223,7 @@ def ppo_round():
         state = ppo_learner(env, PPO).init(key, task)
         head = state.params.policy.head.readout
         head.out[...] = 100 * head.out[...]
-        one = lambda rollouts, key: play(env, PPO, state.params, rollouts, key, None)
+        one = lambda rollouts, key: play(env, PPO, state.params, numbers(PPO), rollouts, key, None)
         return state, jax.vmap(one)(state.extra["rollouts"], jax.random.split(key, PPO.num_streams))[1]
 
     state, (record, experience) = jax.device_get(begin(key))
@@ -253,7 +253,7 @@ def test_the_loss_and_gradient_of_ppo_in_numpy_are_ours(ppo_round):
     vector, slopes = 1.3 * alone.vector, np.zeros_like(alone.slopes)
     shapes = [x.shape for x in alone.weights]
     loss = numpy_ppo.loss_and_gradient(*(numpy_ppo.views(x, shapes) for x in (vector, slopes)), batch, PPO)
-    ours = lambda params: ppo_loss(params, experience, (), jax.random.key(0), PPO)[0]
+    ours = lambda params: ppo_loss(params, standardised(experience), (), jax.random.key(0), numbers(PPO))[0]
     value, gradient = jax.jit(jax.value_and_grad(ours))(params)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
     for mine, its in zip(numpy_ppo.views(slopes, shapes), of_network(gradient), strict=True):
@@ -273,7 +273,7 @@ def test_a_round_of_ppo_in_numpy_is_ours(ppo_round):
     assert transition.truncated.any() and transition.feedback.any()
 
     after, _, _ = jax.jit(lambda *args: learn(PPO, *args))(
-        state.params, state.opt_state, np.float32(PPO.optim.learning_rate), experience, (), jax.random.key(0)
+        state.params, state.opt_state, numbers(PPO), experience, (), jax.random.key(0)
     )
     before = alone.vector.copy()
     alone.improve(batch)

@@ -480,7 +480,7 @@ def test_an_unknown_experiment_is_refused_and_the_known_ones_are_listed(capsys):
         "experiment='dpt_bandits': must be one of ad_bandit, ad_dark_room, ad_dark_room_hard, ad_eps_dark_room, "
         "ad_key_to_door, compare_dark_room, dicp_dark_room, dicp_key_to_door, dit_dark_room, dit_linear_bandit, "
         "dpt_bandit, dpt_dark_room, dpt_dark_room_permuted, dpt_linear_bandit, dpt_pixels, dpt_tabular_mdp, "
-        "icpo_dark_room, icpo_dueling_bandit, lhf_dark_room" in capsys.readouterr().err
+        "icpo_dark_room, icpo_dueling_bandit, lhf_dark_room, rl2_bandit, s5_memory_chain" in capsys.readouterr().err
     )
 
 
@@ -498,6 +498,52 @@ def test_ad_bandit_runs_a_few_steps(tmp_path):
     argv += ["--source", "thompson_beta", "--no-control", "--num-updates", "2"]
     results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
     assert results["curves"]["source"] == results["curves"]["thompson"]
+
+
+def test_rl2_bandit_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["rl2_bandit"]
+    sizes = "--width 5 --trial-steps 7 --num-steps 7 --num-streams 4 --num-minibatches 2 --eval-tasks 11"
+    argv = [*sizes.split(), "--num-updates", "4", "--num-chunks", "2", "--runs-dir", str(tmp_path)]
+    run_dir = run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True))
+    results = read_results(run_dir)
+    assert {"ppo_gru", "bayes", "thompson", "greedy", "ucb1", "random", "oracle"} == set(results["agents"])
+    assert results["agents"]["oracle"]["cumulative_regret"]["mean"] == 0
+    assert set(results["conditions"]["modes"]) == {"ppo_gru", "bayes"}
+    assert results["env_steps"] == 4 * 4 * 7 and results["tokens"] == 4 * 4 * 4 * 7  # four epochs
+    agent, env = icrl_jax.load(run_dir)[:2]
+    tasks = icrl_envs.sample_tasks(env, jax.random.key(0), 3)
+    assert evaluate(agent, env, tasks, jax.random.key(0), num_steps=9).curves["regret"].shape == (3, 9)
+
+
+@pytest.mark.parametrize("trial_steps", ["201", "None"])
+def test_trials_whose_optimum_is_out_of_reach_are_refused(trial_steps, capsys):
+    said = refused(capsys, "rl2_bandit", "--trial-steps", trial_steps)
+    assert f"trial_steps={trial_steps}: must be at most 200, for which the optimum can be computed" in said
+
+
+def test_s5_memory_chain_runs_a_few_steps(tmp_path):
+    experiment = EXPERIMENTS["s5_memory_chain"]
+    sizes = (
+        "--width 6 --num-layers 1 --state-size 4 --memory-length 3 --num-steps 4 --num-streams 4 --eval-tasks 11 "
+        "--asked-lengths --timed-lengths 3 5 --num-updates 2 --num-chunks 2 --no-control"
+    )
+    argv = [*sizes.split(), "--runs-dir", str(tmp_path)]
+    results = read_results(run(experiment, parse(experiment.name, experiment.presets, "", argv), Console(quiet=True)))
+    assert {"ppo_s5", "random", "oracle"} == set(results["agents"])
+    assert results["agents"]["oracle"]["mean_return"]["mean"] == 1
+    lengths = {"length_3", "update_3", "update_5"}
+    assert lengths == set(results["conditions"]) and len(results["curves"]["ppo_s5"]["update_ms"]) == 2
+
+
+def test_the_gru_on_the_memory_chain_is_as_large_as_what_it_is_held_against():
+    module = importlib.import_module("experiments.s5_memory_chain")
+    for config in module.PRESETS.values():
+        gru = module.controls(config)["ppo_gru"].options
+        sizes = [module.num_weights(model) for model in (gru.model, config.ppo.model)]
+        assert 0.95 * sizes[1] < sizes[0] <= sizes[1]
+        assert dataclasses.replace(gru, model=config.ppo.model) == config.ppo
+        recurrent = dataclasses.replace(config, ppo=gru)
+        assert module.controls(recurrent) == module.controls(dataclasses.replace(config, control=False)) == {}
 
 
 @pytest.mark.parametrize("source", ["ppo", "a2c", "sac"])
@@ -584,9 +630,7 @@ def test_what_a_store_takes_is_foretold(tmp_path):
     assert mib(many) <= 256 and "of 100,000,000 tasks at a time" in many
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if not name.startswith(("compare", "dicp", "dit", "dpt", "icpo"))]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("ad_", "lhf"))])
 def test_a_control_has_histories_of_its_own_on_disk(name):
     """Or it would be refused, as made with other options."""
     experiment, config = EXPERIMENTS[name], EXPERIMENTS[name].presets["cpu"]

@@ -15,12 +15,21 @@ from icrl_jax.agents import as_learner, thompson_gaussian, uniform
 from icrl_jax.data.collect import collect_histories
 from icrl_jax.evaluate import evaluate, offline_suboptimality
 from icrl_jax.methods.dpt import dpt
+from icrl_jax.methods.ppo import PPOConfig, ppo
+from icrl_jax.models.embeddings import EmbeddingConfig
+from icrl_jax.models.transformer import TransformerConfig
 from icrl_jax.parallel import check_rows, one_after_another, over_rows, pad_rows
 from icrl_jax.train import Schedule, fit
 
 BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
 STEP = 3e-3  # the learning rate, by which Adam moves a weight at most, or nearly
 KEYS = jax.random.split(jax.random.key(13), 2)
+PPO = PPOConfig(  # whose memories hold a number that all streams share
+    model=TransformerConfig(width=4, num_layers=1, num_heads=1, context_len=3, positions="none"),
+    embedding=EmbeddingConfig(),
+    **{"num_streams": BATCH, "num_steps": T, "num_epochs": 2, "num_minibatches": 2},  # type: ignore[arg-type]
+    **{"trial_episodes": None, "trial_steps": 3, "returns": "trial"},  # type: ignore[arg-type]
+)
 
 
 def numbers() -> dict[str, np.ndarray]:
@@ -38,6 +47,11 @@ def numbers() -> dict[str, np.ndarray]:
     learner = as_learner(thompson_gaussian(3), tiny.BANDIT, 3, T)
     histories = collect_histories(learner, tiny.BANDIT, tasks(), KEYS[0], 2)
     found |= {f"history {name}": x for name, x in histories.transitions._asdict().items()}
+    logs.clear()
+    keep = [lambda done, log, state: logs.append(log)]
+    learned = fit(KEYS[:1], ppo(tiny.BANDIT, PPO), Schedule(2, 1), callbacks=keep)
+    found |= {f"ppo {name}": np.stack([log[name] for log in logs]) for name in logs[0]}
+    found |= {f"{jax.tree_util.keystr(path)} ppo": x for path, x in jax.tree.leaves_with_path(learned.params)}
     return jax.device_get(found)
 
 

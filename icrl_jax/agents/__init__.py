@@ -1,5 +1,6 @@
 """Classical agents: the references that trained ones are compared with, and the sources they learn from."""
 
+from icrl_jax.agents.bayes import LONGEST_PLAN, bayes, bayes_value
 from icrl_jax.agents.between_episodes import between_episodes
 from icrl_jax.agents.dueling import double_thompson, rucb, winner_stays
 from icrl_jax.agents.index import empirical_mean, lcb, ucb, ucb1
@@ -20,8 +21,11 @@ from icrl_jax.agents.ucbvi import ucbvi
 from icrl_jax.agents.uniform import uniform
 
 __all__ = [
+    "LONGEST_PLAN",
     "PlanConfig",
     "as_learner",
+    "bayes",
+    "bayes_value",
     "between_episodes",
     "double_thompson",
     "empirical_mean",

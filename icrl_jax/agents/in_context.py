@@ -87,6 +87,13 @@ def stack_memories(body: Tree, carries: Tree) -> Tree:
     return jax.tree.map(lambda rows, many: many if rows.ndim else many[0], batch, carries)
 
 
+def unstack_memories(body: Tree, carry: Tree, num_tasks: int) -> Tree:
+    """The inverse of `stack_memories`."""
+    batch = jax.eval_shape(lambda: body.init_carry(1))
+    spread = lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape))
+    return jax.tree.map(lambda rows, x: x if rows.ndim else spread(x), batch, carry)
+
+
 def as_row(body: Tree, carry: Tree) -> Tree:
     """The inverse of `of_row`; the model tells what has an axis of rows."""
     batch = jax.eval_shape(lambda: body.init_carry(1))

@@ -4,6 +4,7 @@ from icrl_jax.methods.ad import ADConfig, ad
 from icrl_jax.methods.dpt import DPTConfig, dpt
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig, dpt_mdp
 from icrl_jax.methods.ppo import PPOConfig, a2c, ppo, ppo_learner
+from icrl_jax.methods.relic import ReLICConfig, relic
 from icrl_jax.methods.sac import SACConfig, sac_learner
 from icrl_jax.methods.supervised import OptimConfig, supervised
 
@@ -13,6 +14,7 @@ __all__ = [
     "DPTMDPConfig",
     "OptimConfig",
     "PPOConfig",
+    "ReLICConfig",
     "SACConfig",
     "a2c",
     "ad",
@@ -20,6 +22,7 @@ __all__ = [
     "dpt_mdp",
     "ppo",
     "ppo_learner",
+    "relic",
     "sac_learner",
     "supervised",
 ]

@@ -2,13 +2,15 @@
 
 One round is N streams of T steps by one policy, the next T of N rollouts that never end, and the update on them. It
 is both a source algorithm, `ppo_learner`, whose streams share one task, and a method, `ppo`, whose streams meet many.
-With a model that remembers, `ppo` is RL^2: the memory outlives episodes until a trial ends.
+With a model that remembers, `ppo` is RL^2: the memory outlives episodes until a trial ends, and what the model is told
+of the last action, reward and end of an episode (`embedding.inputs`) is all that it learns a new task from.
 
 Schulman, Wolski, Dhariwal, Radford, Klimov, *Proximal Policy Optimization Algorithms*, 2017,
 https://arxiv.org/abs/1707.06347; Mnih et al., *Asynchronous Methods for Deep Reinforcement Learning*, ICML 2016,
 https://arxiv.org/abs/1602.01783 (A2C); Duan et al., *RL^2*, 2016, https://arxiv.org/abs/1611.02779.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +27,14 @@ from icrl_jax.agents.learner import Static
 from icrl_jax.core import Agent, Array, Learner, Method, TimeStep, TrainState, Transition, Tree, partial
 from icrl_jax.data.contexts import timesteps_of
 from icrl_jax.methods.returns import gae
-from icrl_jax.methods.supervised import OptimConfig, descend, make_optimiser, make_schedule
+from icrl_jax.methods.supervised import (
+    OptimConfig,
+    descend,
+    gradient_of_rows,
+    make_optimiser,
+    make_schedule,
+    row_keys,
+)
 from icrl_jax.models.actor_critic import ActorCritic
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.heads import ActionHeadConfig, ValueHeadConfig
@@ -33,7 +42,7 @@ from icrl_jax.models.kinds import ModelConfig
 from icrl_jax.models.layers import check_choices, check_sizes
 from icrl_jax.models.mlp import MLPConfig
 from icrl_jax.models.transformer import TransformerConfig
-from icrl_jax.parallel import one_after_another
+from icrl_jax.parallel import check_rows, mean_over_rows, one_after_another, over_rows
 from icrl_jax.rollout import Record, RolloutState, Trial, rollout, start
 
 HEAD, VALUE = ActionHeadConfig(scale=0.01), ValueHeadConfig()
@@ -64,6 +73,8 @@ class PPOConfig:
     """Gradient steps in an epoch: on whole streams, or, where the model has no memory, on steps of any stream."""
     clip_ratio: float | None = 0.2
     """How far the probability of an action may move in a round, as a share of it; None lets it move."""
+    reward_scale: float = 1.0
+    """What rewards are multiplied by, so that returns are of a size that the critic can learn."""
     discount: float = 0.99
     """gamma."""
     trace: float = 0.95
@@ -91,6 +102,8 @@ class PPOConfig:
         for name in ("entropy_weight", "value_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be finite and at least 0")
+        if not 0 < self.reward_scale < float("inf"):
+            raise ValueError(f"reward_scale={self.reward_scale!r} must be finite and above 0")
         if self.clip_ratio is not None and not 0 < self.clip_ratio < float("inf"):
             raise ValueError(f"clip_ratio={self.clip_ratio!r} must be None or finite and above 0")
         moe = getattr(self.model, "moe", None)
@@ -111,11 +124,64 @@ class PPOConfig:
         return self.num_streams if self.has_memory else self.num_streams * self.num_steps
 
     @property
+    def batch_size(self) -> int:
+        """What a gradient step is taken on: streams, or single steps."""
+        return self.num_rows // self.num_minibatches
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.num_steps
+
+    def tokens_per_row(self, env: Environment) -> int:
+        """Inputs of the model in all epochs of a round, for each row of a minibatch."""
+        return self.num_epochs * self.num_minibatches * self.inputs_of_row
+
+    @property
+    def inputs_of_row(self) -> int:
+        """Inputs of the model in a row of a minibatch."""
+        return self.embedding.num_tokens * (self.num_steps if self.has_memory else 1)
+
+    def env_steps(self, env: Environment, num_seeds: int) -> int:
+        """Steps that are taken."""
+        return self.num_updates * self.num_streams * self.num_steps * num_seeds
+
+    @property
     def trial(self) -> Trial | None:
         """When a stream of `ppo` meets another task."""
         if self.trial_episodes is None and self.trial_steps is None:
             return None
         return Trial(self.trial_steps, self.trial_episodes)
+
+
+class Numbers(NamedTuple):
+    """Options that are traced, float32 []: those of `PPOConfig` by the same names, and the peak learning rate.
+
+    A Method's `hparams` may give any of them, so that sweeps vmap over them.
+    """
+
+    learning_rate: Array
+    discount: Array
+    trace: Array
+    clip_ratio: Array | None
+    entropy_weight: Array
+    value_weight: Array
+
+
+def numbers(config: PPOConfig, hparams: Mapping[str, Any] | None = None) -> Numbers:
+    """The options' numbers, but for those in `hparams`.
+
+    Raises:
+      ValueError: `hparams` names something else, or a `clip_ratio` where there is none.
+    """
+    given = dict(hparams or {})
+    own = {name: getattr(config, name) for name in Numbers._fields[1:]}
+    own = {name: value for name, value in own.items() if value is not None}
+    own["learning_rate"] = config.optim.learning_rate
+    if not given.keys() <= own.keys():
+        raise ValueError(f"hparams={sorted(given)}: must be among {', '.join(sorted(own))}")
+    traced = {name: jnp.asarray(value, jnp.float32) for name, value in {**own, **given}.items()}
+    return Numbers(**{"clip_ratio": None, **traced})
 
 
 def a2c(**options: Any) -> PPOConfig:
@@ -152,8 +218,11 @@ def _learner_learn(given: Static, state: TrainState, key: Array) -> tuple[TrainS
 def ppo(env: TaskFamily, config: PPOConfig) -> Method:
     """PPO of one policy on many train tasks, N at a time; a stream meets the next one where its trial ends.
 
+    Streams are spread over the devices, and so are the rows of each minibatch. `hparams` are those of `Numbers`.
+
     Raises:
-      ValueError: trials that would never end, or that are longer than the model can number.
+      ValueError: trials that would never end, or that are longer than the model can number; when training, streams or
+        rows of a minibatch that the devices cannot share evenly.
     """
     if not env.episodic and config.trial_steps is None and config.trial_episodes is not None:
         raise ValueError(f"trial_steps=None: must be given with env={env.name}, whose only episode never ends")
@@ -165,10 +234,22 @@ def ppo(env: TaskFamily, config: PPOConfig) -> Method:
         return _begin(env, config, tasks, key_begin, hparams)
 
     def update(state: TrainState, key: Array) -> tuple[TrainState, dict]:
-        state, _, log = play_and_learn(env, config, state, key, config.trial)
+        check_devices(config)
+        state, _, log = play_and_learn(env, config, state, key, config.trial, spread=True)
         return state, log
 
     return Method(init, update, agent)
+
+
+def check_devices(config: PPOConfig) -> None:
+    """Refuses sizes that the devices cannot share evenly.
+
+    Raises:
+      ValueError: names the option.
+    """
+    check_rows("num_streams", config.num_streams)
+    what = "num_streams" if config.has_memory else "num_streams * num_steps"
+    check_rows(f"{what} / num_minibatches", config.batch_size)
 
 
 def agent(
@@ -213,8 +294,7 @@ def _begin(env, config: PPOConfig, tasks: Tree, key: Array, hparams: dict | None
     params = ActorCritic(config.model, *spaces, key_params, config.embedding, HEAD, VALUE)
     keys = jax.random.split(key_start, config.num_streams)
     rollouts = jax.vmap(lambda task, key: start(explorer(params), env, task, key))(tasks, keys)
-    hparams = {"learning_rate": config.optim.learning_rate, **(hparams or {})}
-    extra = {"rollouts": rollouts, "hparams": {name: jnp.float32(value) for name, value in hparams.items()}}
+    extra = {"rollouts": rollouts, "hparams": numbers(config, hparams)}
     opt_state = make_optimiser(config.optim).init(params)  # type: ignore[arg-type]
     return TrainState(params, opt_state, extra, None, jnp.zeros((), jnp.int32))
 
@@ -227,82 +307,134 @@ class Experience(NamedTuple):
     log_prob: Array  # of the choice, when it was made
     advantage: Array
     ret: Array  # the return that the value is to predict
+    first: Array | None = (
+        None  # int32 [N]: the step, the same for all, of the first choice, if those before are read only
+    )
 
 
 def play_and_learn(
-    env: Environment, config: PPOConfig, state: TrainState, key: Array, trial: Trial | None = None
+    env: Environment,
+    config: PPOConfig,
+    state: TrainState,
+    key: Array,
+    trial: Trial | None = None,
+    spread: bool = False,
 ) -> tuple[TrainState, Record, dict]:
     """One round: the next T steps of N streams, and the update on them.
 
+    Args:
+      spread: whether streams are spread over the devices; not within what is spread already, as many learners are.
     Returns:
       The state, a `Record` [T, N, ...], and a log.
     """
     key_play, key_learn = jax.random.split(key)
-    rollouts = state.extra["rollouts"]
+    rollouts, options = state.extra["rollouts"], state.extra["hparams"]
 
-    def one(rollouts, key):
-        return play(env, config, state.params, rollouts, key, trial)
+    def play_all(shared, rows):
+        params, options = shared
+        return jax.vmap(lambda stream, key: play(env, config, params, options, stream, key, trial))(*rows)
 
-    after, (record, experience) = jax.vmap(one)(rollouts, jax.random.split(key_play, config.num_streams))
-    memories = stack_memories(state.params.policy.body, rollouts.carry)
-    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
-        rate = state.extra["hparams"]["learning_rate"] * make_schedule(config.optim, config.num_updates)(state.step)
-    learn_one = one_after_another(partial(learn, config))  # of many learners
-    params, opt_state, log = learn_one(state.params, state.opt_state, rate, experience, memories, key_learn)
-    log |= {"feedback": record.transition.feedback.mean(), "learning_rate": rate}
+    keys = jax.random.split(key_play, config.num_streams)
+    play_rows = over_rows(play_all) if spread else play_all
+    after, (record, experience) = play_rows((state.params, options), (rollouts, keys))
+    options = scheduled(config, options, state.step)
+    learn_one = partial(learn, config, spread=True) if spread else one_after_another(partial(learn, config))
+    params, opt_state, log = learn_one(state.params, state.opt_state, options, experience, rollouts.carry, key_learn)
+    log |= {"feedback": record.transition.feedback.mean(), "learning_rate": options.learning_rate}
     state = TrainState(params, opt_state, {**state.extra, "rollouts": after}, None, state.step + 1)
     return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record), log
 
 
-def play(
-    env: Any, config: PPOConfig, params: ActorCritic, state: RolloutState, key: Array, trial: Trial | None
-) -> tuple[RolloutState, tuple[Record, Experience]]:
-    """T steps of one stream, with advantages from the values of the policy that took them.
+def scheduled(config: PPOConfig, options: Numbers, step: Array) -> Numbers:
+    """The numbers of the round that follows `step` others."""
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it, whatever the caller has set
+        rate = options.learning_rate * make_schedule(config.optim, config.num_updates)(step)
+    return options._replace(learning_rate=rate)
 
-    Where an episode is truncated, the value after the step is that of the true final observation, in a memory that
-    goes on as if the episode did.
+
+def play(
+    env: Any,
+    config: PPOConfig,
+    params: ActorCritic,
+    options: Numbers,
+    state: RolloutState,
+    key: Array,
+    trial: Trial | None,
+) -> tuple[RolloutState, tuple[Record, Experience]]:
+    """T steps of one stream, with advantages from the values of the policy that took them."""
+    first = state.timestep
+    state, (record, final_value) = act(env, params, state, key, trial, config.num_steps)
+    value = record.info["value"]
+    next_value = jnp.append(value[1:], value_of(params, state.carry, state.timestep))
+    advantage = advantages(config, options, record, value, next_value, final_value)
+    chosen = record.info["choice"], record.info["log_prob"]
+    timesteps = timesteps_of(record.transition, record.reset, first.prev)
+    return state, (record, Experience(timesteps, *chosen, advantage, advantage + value))
+
+
+def act(
+    env: Any, params: ActorCritic, state: RolloutState, key: Array, trial: Trial | None, num_steps: int
+) -> tuple[RolloutState, tuple[Record, Array]]:
+    """So many steps of one stream, and what each final observation is worth, [T]; 0 where an episode goes on.
+
+    Where an episode is truncated, it is the value of the true final observation, in a memory that goes on as if the
+    episode did.
     """
     next_task = None if trial is None else env.sample_task
-
-    def value_of(carry, timestep):
-        return step_one(params, carry, timestep)[1][1].mean()
 
     def body(state, _):
         state, record = rollout(explorer(params), env, state, key, 1, next_task, trial)
         record = jax.tree.map(lambda x: x[0], record)
         final, never = record.transition, jnp.zeros((), bool)
         going_on = TimeStep(final.next_obs, final._replace(truncated=never), never)
-        value = lambda: value_of(state.carry, going_on)
+        value = lambda: value_of(params, state.carry, going_on)
         return state, (record, jax.lax.cond(any_of_batch(final.truncated), value, lambda: jnp.zeros(())))
 
-    first = state.timestep
-    state, (record, final_value) = jax.lax.scan(body, state, length=config.num_steps)
-    transition, value = record.transition, record.info["value"]
-    next_value = jnp.append(value[1:], value_of(state.carry, state.timestep))
+    return jax.lax.scan(body, state, length=num_steps)
+
+
+def value_of(params: ActorCritic, carry: Tree, timestep: TimeStep) -> Array:
+    """What one stream is worth from this input on, float32 []."""
+    return step_one(params, carry, timestep)[1][1].mean()
+
+
+def advantages(
+    config: PPOConfig, options: Numbers, record: Record, value: Array, next_value: Array, final_value: Array
+) -> Array:
+    """Of the steps of one stream, [T]; `returns` says what is their end.
+
+    Args:
+      value, next_value: float32 [T], of the input of each step, and of the input after it.
+      final_value: float32 [T], from `act`.
+    """
+    transition = record.transition
     if config.returns == "episode":
         next_value = jnp.where(transition.truncated, final_value, next_value)
         terminal, cut = transition.terminated, transition.terminated | transition.truncated
     else:
         terminal = cut = record.trial_end
-    advantage = gae(transition.feedback, value, next_value, terminal, cut, config.discount, config.trace)
-    chosen = record.info["choice"], record.info["log_prob"]
-    timesteps = timesteps_of(transition, record.reset, first.prev)
-    return state, (record, Experience(timesteps, *chosen, advantage, advantage + value))
+    rewards = config.reward_scale * transition.feedback
+    return gae(rewards, value, next_value, terminal, cut, options.discount, options.trace)
 
 
 def learn(
     config: PPOConfig,
     params: ActorCritic,
     opt_state: Tree,
-    rate: Array,
+    options: Numbers,
     experience: Experience,
     memories: Tree,
     key: Array,
+    spread: bool = False,
 ) -> tuple[ActorCritic, Tree, dict]:
     """All epochs on the experience [N, T, ...], read from the memories [N, ...] that the streams had at its start.
 
+    Args:
+      options: with the learning rate of this round.
+      memories: as the agent of each stream holds its own.
+      spread: whether the rows of a minibatch are spread over the devices.
     Returns:
-      The parameters, the optimiser's memory, and a log of means over all steps.
+      The parameters, the optimiser's memory, and a log of means over all steps; `ratio_gap` is of the first minibatch.
     """
     rows, tx = config.num_rows, make_optimiser(config.optim)
     if not config.has_memory:
@@ -310,16 +442,26 @@ def learn(
     key_order, key_loss = jax.random.split(key)
     keys = jax.random.split(key_order, config.num_epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
-    order = order.reshape(-1, rows // config.num_minibatches)
+    order = order.reshape(-1, config.batch_size)
+    tokens = config.inputs_of_row
+
+    def gradient_of(shared, rows):
+        params, options = shared
+        batch, keys = rows
+        of_params = lambda params, batch, key: loss(params, batch[0], batch[1], key, options)
+        return gradient_of_rows(of_params, params, batch, keys, tokens, config.model.least_rows(tokens))
+
+    mean_gradient = mean_over_rows(gradient_of) if spread else gradient_of
 
     def descend_once(carry, inputs):
         params, opt_state = carry
         index, key = inputs
         batch = experience, memories
         if config.num_minibatches > 1:
-            batch = jax.tree.map(lambda x: x[index] if x.ndim else x, batch)
-        gradient, log = jax.grad(loss, has_aux=True)(params, *batch, key, config)
-        params, opt_state = descend(tx, rate, gradient, opt_state, params)
+            batch = jax.tree.map(lambda x: x[index], batch)
+        batch = standardised(batch[0]) if config.normalise else batch[0], batch[1]
+        gradient, log = mean_gradient((params, options), (batch, row_keys(key, config.batch_size)))
+        params, opt_state = descend(tx, options.learning_rate, gradient, opt_state, params)
         return (params, opt_state), {**log, "gradient_norm": optax.tree.norm(gradient)}
 
     keys = jax.random.split(key_loss, len(order))
@@ -328,23 +470,33 @@ def learn(
     return params, opt_state, {**{name: x.mean() for name, x in log.items()}, "ratio_gap": first_gap}
 
 
+def standardised(batch: Experience) -> Experience:
+    """With advantages of mean 0 and deviation 1."""
+    advantage = batch.advantage
+    return batch._replace(advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8))
+
+
 def loss(
-    params: ActorCritic, batch: Experience, memory: Tree, key: Array, config: PPOConfig
+    params: ActorCritic, batch: Experience, memories: Tree, key: Array, options: Numbers
 ) -> tuple[Array, dict[str, Array]]:
     """The clipped surrogate (Schulman et al. 2017, equations 7 and 9), with r the ratio of new and old probability:
 
     - mean min(r A, clip(r, 1 - c, 1 + c) A) + value_weight (V - ret)^2 / 2 - entropy_weight H
     """
-    _, (prediction, value), aux = params(memory, batch.timestep)
+    memory = stack_memories(params.policy.body, memories)
+    _, opinions, aux = params(memory, batch.timestep)
+    if batch.first is not None:
+        first, length = batch.first[0], batch.advantage.shape[1]
+        opinions = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, length, axis=1), opinions)
+    prediction, value = opinions
     log_ratio = prediction.log_prob(batch.choice) - batch.log_prob
     ratio, advantage = jnp.exp(log_ratio), batch.advantage
-    if config.normalise:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     gain = ratio * advantage
-    if config.clip_ratio is not None:
-        gain = jnp.minimum(gain, jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio) * advantage)
+    if options.clip_ratio is not None:
+        gain = jnp.minimum(gain, jnp.clip(ratio, 1 - options.clip_ratio, 1 + options.clip_ratio) * advantage)
     policy_loss, value_loss = -gain.mean(), value.loss(batch.ret).mean()
     entropy = prediction.entropy(key).mean()
-    total = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy + sum(aux.losses.values())
-    log = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "loss": total, **aux.losses}
-    return total, {**log, "kl": (ratio - 1 - log_ratio).mean(), "ratio_gap": jnp.abs(ratio - 1).max()}
+    total = policy_loss + options.value_weight * value_loss - options.entropy_weight * entropy
+    log = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **aux.losses}
+    log |= {"kl": (ratio - 1 - log_ratio).mean(), "ratio_gap": jnp.abs(ratio - 1).max()}
+    return total + sum(aux.losses.values()), log

@@ -7,7 +7,13 @@ from icrl_jax.core import Array
 
 
 def gae(
-    feedback: Array, value: Array, next_value: Array, terminal: Array, cut: Array, discount: float, trace: float
+    feedback: Array,
+    value: Array,
+    next_value: Array,
+    terminal: Array,
+    cut: Array,
+    discount: Array | float,
+    trace: Array | float,
 ) -> Array:
     """Generalised advantages [T] of one stream, whose sum with the values are the lambda-returns:
 

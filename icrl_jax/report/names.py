@@ -62,6 +62,7 @@ AGENTS: dict[str, AgentLook] = {
     "psrl": AgentLook("PSRL", "classical", BLACK),
     "ucbvi": AgentLook("UCBVI", "classical", ORANGE),
     "bayes": AgentLook("Bayes-optimal", "classical", BLACK),
+    "greedy": AgentLook("Greedy", "classical", PINK),
     "oracle": AgentLook("Oracle", "reference", GREY),
     "random": AgentLook("Random", "reference", GREY),
 }
@@ -78,6 +79,7 @@ METRICS: dict[str, Metric] = {
     "success": Metric("success", False),
     "tv_distance": Metric("total-variation distance", True),
     "act_ms": Metric("milliseconds an act", True),
+    "update_ms": Metric("milliseconds an update", True),
 }
 
 # Whom a trained agent is held against when the caller names nobody: the first of these that is there.

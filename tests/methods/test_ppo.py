@@ -14,7 +14,19 @@ import icrl_envs
 from icrl_jax import checkpoint
 from icrl_jax.agents import noise_curriculum, uniform
 from icrl_jax.core import TimeStep
-from icrl_jax.methods.ppo import PPOConfig, _begin, a2c, agent, loss, play, play_and_learn, ppo, ppo_learner
+from icrl_jax.methods.ppo import (
+    PPOConfig,
+    _begin,
+    a2c,
+    agent,
+    loss,
+    numbers,
+    play,
+    play_and_learn,
+    ppo,
+    ppo_learner,
+    standardised,
+)
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.gru import GRUConfig
@@ -34,12 +46,22 @@ MODELS = {
     "s5": S5Config(width=6, num_layers=1, state_size=6),
     "transformer": TransformerConfig(width=6, num_layers=1, num_heads=1, context_len=4, positions="rotary"),
 }
+VARIANTS = {
+    **MODELS,
+    "lstm": GRUConfig(width=6, num_layers=1, cell="lstm"),
+    "s4d": S5Config(width=6, num_layers=1, kind="s4d", state_size=4, norm="post"),
+    "relative": TransformerConfig(6, 1, 1, context_len=4, positions="relative", attend="episode"),
+    "relic with experts": TransformerConfig(
+        **{"width": 6, "num_layers": 1, "num_heads": 1, "context_len": 7, "positions": "episodes"},
+        **{"max_episode_len": 3, "sink": "kv0", "moe": MoEConfig(num_experts=3, num_task_experts=2)},
+    ),
+}
 PLAIN = OptimConfig(learning_rate=0.01, weight_decay=0.0, schedule="constant", warmup=0.0, clip=None)
 
 
 def config(name="gru", **options):
     given = {"num_streams": N, "num_steps": T, "num_minibatches": 1, "num_epochs": 1, "trial_episodes": 2}
-    return PPOConfig(**{"model": MODELS[name], "embedding": SEES_ALL, "optim": PLAIN, **given, **options})
+    return PPOConfig(**{"model": VARIANTS[name], "embedding": SEES_ALL, "optim": PLAIN, **given, **options})
 
 
 def opinionated(state):
@@ -64,23 +86,47 @@ def begin(config, key):
 @functools.partial(on_host, static_argnums=0)
 def played(config, state, key):
     """What `learn` gets: rollouts afterwards, and (record, experience) [N, T, ...]."""
-    one = lambda rollouts, key: play(ENV, config, state.params, rollouts, key, config.trial)
+    given = state.params, state.extra["hparams"]
+    one = lambda rollouts, key: play(ENV, config, *given, rollouts, key, config.trial)
     return jax.vmap(one)(state.extra["rollouts"], jax.random.split(key, config.num_streams))
 
 
 def without_learning(state):
-    return state._replace(extra={**state.extra, "hparams": {"learning_rate": np.float32(0)}})
+    return at_rate(state, 0)
 
 
-@pytest.mark.parametrize("model", MODELS)
+def at_rate(state, rate):
+    hparams = state.extra["hparams"]._replace(learning_rate=np.float32(rate))
+    return state._replace(extra={**state.extra, "hparams": hparams})
+
+
+@pytest.mark.parametrize("model", VARIANTS)
 def test_first_minibatch_ratio_is_one(model):
-    """The replay reads what the actor read: over the ends of episodes, trials and rounds."""
-    state = begin(config(model), jax.random.key(0))
-    for i in range(3):
-        state, record, log = round_(config(model), state, jax.random.key(i))
+    """The replay reads what the actor read: over the ends of episodes, trials and rounds; if nothing is learned, as in
+    the last rounds, always."""
+    options = config(model, num_epochs=2)
+    state = begin(options, jax.random.key(0))
+    for i, rate in enumerate([0.01, 0.01, 0, 0]):
+        state, record, log = round_(options, at_rate(state, rate), jax.random.key(i))
         assert log["ratio_gap"] < 1e-4
+        assert (log["kl"] < 1e-6) == (rate == 0)
         assert record.reset[1:].any() and record.transition.truncated.any() and record.transition.terminated.any()
         assert np.ptp(record.info["log_prob"]) > 0.3
+
+
+def test_first_minibatch_ratio_is_one_for_continuous_actions_and_tokens_of_each_modality():
+    """A choice is kept as it was before it was squashed."""
+    embedding = dataclasses.replace(SEES_ALL, tokens="modality")
+    options = config("gru", embedding=embedding, num_epochs=2, trial_episodes=3)
+    method = ppo(icrl_envs.make("point_robot", num_steps=4), options)
+
+    @on_host
+    def run(key):
+        state, log = method.update(method.init(key), key)
+        return log, method.update(state, key)[1]
+
+    for log in run(jax.random.key(0)):
+        assert log["ratio_gap"] < 1e-4 < log["kl"]
 
 
 def test_after_the_first_step_the_ratio_is_no_longer_one():
@@ -98,7 +144,7 @@ def test_the_first_gradient_is_the_plain_policy_gradient(clip_ratio):
         _, (prediction, _), _ = params(None, experience.timestep)
         return -(prediction.log_prob(experience.choice) * experience.advantage).mean()
 
-    clipped = jax.jit(jax.grad(lambda params: loss(params, experience, (), jax.random.key(2), only_policy)[0]))
+    clipped = jax.jit(jax.grad(lambda params: loss(params, experience, (), jax.random.key(2), numbers(only_policy))[0]))
     expected = jax.jit(jax.grad(plain))(state.params)
     chex.assert_trees_all_close(clipped(state.params), expected, rtol=1e-4, atol=1e-6)
     assert max(np.abs(x).max() for x in jax.tree.leaves(expected)) > 1e-2
@@ -114,7 +160,8 @@ def test_the_loss_by_hand():
     @on_host
     def both(params):
         _, (prediction, value), _ = params(None, experience.timestep)
-        return prediction.probs, value.mean(), loss(params, experience, (), jax.random.key(2), options)
+        batch = standardised(experience)
+        return prediction.probs, value.mean(), loss(params, batch, (), jax.random.key(2), numbers(options))
 
     probs, value, (total, log) = both(params)
     chosen = np.take_along_axis(probs, experience.choice[..., None], axis=-1)[..., 0]
@@ -132,7 +179,7 @@ def test_the_loss_by_hand():
 @pytest.mark.parametrize("returns", ["episode", "trial"])
 def test_advantages_are_those_of_a_plain_loop_with_values_read_anew(returns):
     """Values of what was seen, and of the true final observation, from the whole history of each stream."""
-    options = config("gru", returns=returns, discount=0.9, trace=0.7, trial_episodes=3)
+    options = config("gru", returns=returns, discount=0.9, trace=0.7, trial_episodes=3, reward_scale=2.5)
     state = begin(options, jax.random.key(3))
     after, (record, experience) = played(options, state, jax.random.key(3))
     transition, step = record.transition, experience.timestep
@@ -153,7 +200,7 @@ def test_advantages_are_those_of_a_plain_loop_with_values_read_anew(returns):
                 assert abs(next_value - value[n, t + 1]) > 1e-3
             ends = terminated[n, t] if returns == "episode" else record.trial_end[n, t]
             stops = ends | truncated[n, t] if returns == "episode" else ends
-            delta = transition.feedback[n, t] + 0.9 * next_value * (not ends) - value[n, t]
+            delta = 2.5 * transition.feedback[n, t] + 0.9 * next_value * (not ends) - value[n, t]
             following = delta + 0.9 * 0.7 * following * (not stops)
             A[t] = following
         np.testing.assert_allclose(experience.advantage[n], A, atol=1e-4)
@@ -196,7 +243,7 @@ def test_rounds_follow_the_schedule_and_the_traced_rate():
     optim = dataclasses.replace(PLAIN, schedule="linear", learning_rate=0.1)
     options = config("mlp", optim=optim, num_updates=4)
     state, rates = begin(options, jax.random.key(0)), []
-    state = state._replace(extra={**state.extra, "hparams": {"learning_rate": np.float32(0.2)}})
+    state = at_rate(state, 0.2)
     for i in range(4):
         before = state.params
         state, _, log = round_(options, state, jax.random.key(i))
@@ -204,6 +251,32 @@ def test_rounds_follow_the_schedule_and_the_traced_rate():
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
         np.testing.assert_allclose(max(jax.tree.leaves(moved)) / rates[-1], 1.0, atol=0.35)  # Adam's steps
     np.testing.assert_allclose(rates, [0.2, 0.15, 0.1, 0.05], rtol=1e-5)
+
+
+def test_numbers_are_traced():
+    """Each does something by itself, and all together what the options of the same names do."""
+    own = {name: x for name, x in numbers(config())._asdict().items()}
+    other = {"learning_rate": 0.03, "discount": 0.5, "trace": 0.2, "clip_ratio": 0.05}
+    other |= {"entropy_weight": 0.3, "value_weight": 0.1}
+    assert other.keys() == own.keys()
+    rows = [{}, *({name: x} for name, x in other.items()), other]
+    many = {name: jnp.stack([jnp.float32(row.get(name, own[name])) for row in rows]) for name in own}
+    options = config("mlp", num_epochs=3, num_minibatches=5)
+    rest = {name: x for name, x in other.items() if name != "learning_rate"}
+    changed = dataclasses.replace(options, optim=dataclasses.replace(PLAIN, learning_rate=0.03), **rest)
+
+    @on_host
+    def run(key):
+        def one(method, hparams=None):
+            state = method.init(key, hparams)
+            return jnp.concatenate([x.ravel() for x in jax.tree.leaves(method.update(state, key)[0].params)])
+
+        return jax.vmap(lambda hparams: one(ppo(ENV, options), hparams))(many), one(ppo(ENV, changed))
+
+    together, alone = run(jax.random.key(0))
+    moved = np.abs(together - together[0]).max(axis=1)
+    assert (moved[1:] > 1e-3).all(), moved
+    np.testing.assert_allclose(together[-1], alone, atol=1e-4)
 
 
 def test_gradients_are_clipped():
@@ -430,6 +503,7 @@ WRONG = [
     ({"entropy_weight": -1.0}, "entropy_weight=-1.0 must be finite and at least 0"),
     ({"value_weight": float("inf")}, "value_weight=inf must be finite and at least 0"),
     ({"clip_ratio": 0.0}, "clip_ratio=0.0 must be None or finite and above 0"),
+    ({"reward_scale": 0.0}, "reward_scale=0.0 must be finite and above 0"),
     ({"returns": "life"}, "returns='life' must be one of episode, trial"),
     ({"model": TransformerConfig(moe=MoEConfig(num_experts=3, noise=True))}, "noise=True must be False: PPO"),
 ]
@@ -439,6 +513,33 @@ WRONG = [
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         config(**options)
+
+
+def test_sizes_that_the_devices_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    for options, message in (
+        (config(), "num_streams=5: must be a multiple of the 2 devices"),
+        (config(num_streams=6, num_minibatches=2), "num_streams / num_minibatches=3: must be a multiple of"),
+        (config("mlp", num_streams=6, num_minibatches=2), r"num_streams \* num_steps / num_minibatches=33: must be"),
+    ):
+        method = ppo(ENV, options)
+        with pytest.raises(ValueError, match=message):
+            method.update(None, None)
+
+
+def test_hyper_parameters_that_are_none_are_refused():
+    for options, name in (({}, "gamma"), ({"clip_ratio": None}, "clip_ratio")):
+        with pytest.raises(ValueError, match=rf"hparams=\['{name}'\]: must be among .*discount, entropy_weight"):
+            ppo(ENV, config("mlp", **options)).init(jax.random.key(0), {name: 0.5})
+
+
+def test_what_a_run_computes():
+    options = config("gru", num_streams=6, num_minibatches=3, num_epochs=2, num_updates=7)
+    assert options.env_steps(ENV, 2) == 2 * 7 * 6 * T
+    inputs = options.num_updates * options.batch_size * options.tokens_per_row(ENV)
+    assert options.batch_size == 2 and inputs == 7 * 2 * 6 * T  # of all streams, twice
+    steps = config("mlp", num_streams=6, num_minibatches=3, num_epochs=2, num_updates=7)
+    assert steps.batch_size == 22 and 7 * steps.batch_size * steps.tokens_per_row(ENV) == 7 * 2 * 6 * T
 
 
 def test_trials_that_never_end_are_refused():
