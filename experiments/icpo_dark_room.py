@@ -1,6 +1,6 @@
 """ICPO in the dark room: which of two moves is better, and never whether one has arrived (Dong et al. 2026).
 
-make train EXPERIMENT=icpo_dark_room                   a 7 x 7 room; beside DPT, which sees the rewards
+make train EXPERIMENT=icpo_dark_room                   a 7 x 7 room; 25 of 44, DPT with rewards 31
 make train EXPERIMENT=icpo_dark_room PRESET=paper      the paper's room, for one GPU
 
 Labels compare optimal advantages, which somebody must know to make the pretraining data, at a temperature of 1: the
