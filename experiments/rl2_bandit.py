@@ -6,8 +6,8 @@ make train EXPERIMENT=rl2_bandit PRESET=paper       RL^2's sizes, for one GPU
 Nobody tells the network what a bandit is: PPO on rewards alone, through a memory that lasts for the hundred pulls of a
 task. Over the prior of the tasks no agent can do better than dynamic programming over what can be known (`bayes`),
 whose regret is 1.748; at this horizon taking the arm of the better posterior mean (`greedy`, 2.66) and Thompson
-sampling (2.79) are far from it. The condition "modes" is the trained network where it takes its likeliest arm instead of
-drawing one.
+sampling (2.79) are far from it. The condition "modes" is the trained network where it takes its likeliest arm in place
+of drawing one.
 """
 
 import dataclasses
