@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._bandits import trained_agents
+from experiments._bandits import each_seed, trained_agents
 from icrl_envs import TaskFamily, revealed, sample_tasks
 from icrl_jax import agents, report, statistics
 from icrl_jax.core import Agent, Array, Method, Transition, Tree, partial
@@ -77,6 +77,12 @@ def returns(agent: Agent, env: TaskFamily, tasks: Tree, repeats: int, num_episod
     return curve.reshape(-1, repeats, curve.shape[-1]).mean(axis=1)
 
 
+def oracle_returns(env: TaskFamily, tasks: Tree, num_episodes: int) -> np.ndarray:
+    """What the best actions earn in every episode, [1, B, E]."""
+    once = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
+    return np.broadcast_to(once, (*once.shape[:2], num_episodes))
+
+
 def offline_returns(
     players: Mapping[str, Sequence[Callable[[Tree], Agent]]], env: TaskFamily, tasks: Tree, repeats: int, contexts: Tree
 ) -> dict[str, np.ndarray]:
@@ -97,8 +103,7 @@ def offline_returns(
 
 def answering(answer: Callable[[Tree, Tree], Agent], params: Tree) -> list[Callable[[Tree], Agent]]:
     """For each seed, `context -> agent`, of `(params, context) -> agent`; one `answer` is compiled once."""
-    num_seeds = jax.tree.leaves(params)[0].shape[0]
-    return [partial(answer, jax.tree.map(lambda x, s=s: x[s], params)) for s in range(num_seeds)]
+    return [partial(answer, of_seed) for of_seed in each_seed(params)]
 
 
 def alone(method: Method) -> Callable[[Tree, Tree], Agent]:
@@ -185,8 +190,7 @@ def findings(
         }
         if histories.source != "logged":  # nobody there to learn anew
             curves["source"] = source_returns(env, histories, tasks)[None]
-        oracle = returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
-        curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
+        curves["oracle"] = oracle_returns(env, tasks, num_episodes)
         curves["random"] = returns(agents.uniform(env), env, tasks, repeats, num_episodes)[None]
     num_learned = curves["source"].shape[-1] if "source" in curves else 0
     more = f" The source learns from scratch for {num_learned:,} episodes." if num_learned else ""

@@ -88,8 +88,12 @@ PRESETS = {
 }
 
 
-def findings(trained: Trained) -> Findings:
-    """Online from an empty context, and offline from random and from an expert's transitions."""
+def findings(trained: Trained, offline: Callable[[Trained, Tree, int], dict[str, dict]]) -> Findings:
+    """Online from an empty context, and offline.
+
+    Args:
+      offline: `(trained, tasks, repeats) -> conditions`, from given contexts.
+    """
     env, config = trained.env, trained.config
     tasks, repeats = episodes.held_out(env, config.eval_tasks)
     num_episodes, exact = config.eval_episodes, agents.posterior(env)
@@ -102,15 +106,14 @@ def findings(trained: Trained) -> Findings:
             who: np.stack([episodes.returns(agent, env, tasks, repeats, num_episodes) for agent in of_seeds])
             for who, of_seeds in players.items()
         }
-        oracle = episodes.returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
-        curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
+        curves["oracle"] = episodes.oracle_returns(env, tasks, num_episodes)
         conditions = offline(trained, tasks, repeats)
     found = episodes.online_findings(trained, "dpt", curves, episodes.METRIC, "oracle")
     return found._replace(conditions=conditions)
 
 
 def offline(trained: Trained, tasks: Tree, repeats: int) -> dict[str, dict]:
-    """Returns of one episode that is played from a given context alone, by the likeliest action."""
+    """Returns of one episode that is played by the likeliest action from random or an expert's transitions alone."""
     env, horizon = trained.env, trained.config.dpt.horizon
     many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
     learned = episodes.answering(episodes.alone(trained.method), trained.params)
@@ -146,7 +149,7 @@ EXPERIMENT = Experiment(
     method=lambda config: MethodSpec("icrl_jax.methods.dpt_mdp:dpt_mdp", config.dpt),
     metric=episodes.METRIC,
     score=episodes.watched,
-    findings=findings,
+    findings=partial(findings, offline=offline),
 )
 
 if __name__ == "__main__":

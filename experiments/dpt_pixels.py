@@ -14,21 +14,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import _episodes as episodes
-from experiments._bandits import intervals, trained_agents
+from experiments import dpt_dark_room
+from experiments._bandits import intervals
 from experiments.dpt_dark_room import OFFLINE
 from icrl_envs import Revealed, revealed
 from icrl_envs.pixel_room import PixelRoom, PixelRoomState
-from icrl_jax import agents
 from icrl_jax.agents.learner import Static, memoryless
 from icrl_jax.core import Agent, Array, Transition, Tree, partial
 from icrl_jax.methods.dpt_mdp import DPTMDPConfig
 from icrl_jax.methods.supervised import OptimConfig
 from icrl_jax.models.transformer import TransformerConfig
-from icrl_jax.rollout import no_transition
-from icrl_jax.run import EnvSpec, Experiment, Findings, MethodSpec, RunOptions, Trained, main
+from icrl_jax.run import EnvSpec, Experiment, MethodSpec, RunOptions, Trained, main
 
 
 @dataclass(frozen=True)
@@ -90,29 +88,8 @@ PRESETS = {
 }
 
 
-def findings(trained: Trained) -> Findings:
-    """Online from an empty context, and offline from random and from the best actions' transitions."""
-    env, config = trained.env, trained.config
-    tasks, repeats = episodes.held_out(env, config.eval_tasks)
-    num_episodes, exact = config.eval_episodes, agents.posterior(env)
-    if config.dpt.update == "episode":
-        exact = agents.between_episodes(exact, no_transition(env, env.default_params))
-    with trained.watch.time("evaluate"):
-        players = {"dpt": trained_agents(trained.method, trained.params), "posterior": [exact]}
-        players["random"] = [agents.uniform(env)]
-        curves = {
-            who: np.stack([episodes.returns(agent, env, tasks, repeats, num_episodes) for agent in of_seeds])
-            for who, of_seeds in players.items()
-        }
-        oracle = episodes.returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
-        curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], num_episodes))
-        conditions = offline(trained, tasks, repeats)
-    found = episodes.online_findings(trained, "dpt", curves, episodes.METRIC, "oracle")
-    return found._replace(conditions=conditions)
-
-
 def offline(trained: Trained, tasks: Tree, repeats: int) -> dict[str, dict]:
-    """Returns of one episode that is played from a given context alone, by the likeliest action."""
+    """As that of `dpt_dark_room`, with a posterior that is told the places of its context."""
     env, horizon = trained.env, trained.config.dpt.horizon
     many = jax.tree.map(lambda x: x.repeat(repeats, axis=0), tasks)
     keys = jax.random.split(jax.random.key(episodes.EVAL_SEED + 4), many.target.shape[0])
@@ -191,7 +168,7 @@ EXPERIMENT = Experiment(
     method=lambda config: MethodSpec("icrl_jax.methods.dpt_mdp:dpt_mdp", config.dpt),
     metric=episodes.METRIC,
     score=episodes.watched,
-    findings=findings,
+    findings=partial(dpt_dark_room.findings, offline=offline),
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from experiments import dpt_dark_room
 from experiments._bandits import each_seed, intervals, trained_agents
 from experiments._preferences import NOISE, QUALITIES, world_of
 from experiments.dpt_dark_room import OFFLINE
-from icrl_envs import TaskFamily, revealed
+from icrl_envs import TaskFamily
 from icrl_jax import agents
 from icrl_jax.core import Agent, Array, Transition, Tree
 from icrl_jax.data.behaviours import noisy_expert
@@ -134,8 +134,7 @@ def findings(trained: Trained) -> Findings:
             who: np.stack([play(agent, world_of(agent, env)) for agent in of_seeds])
             for who, of_seeds in players.items()
         }
-        oracle = episodes.returns(agents.oracle(env), revealed(env), tasks, 1, 1)[None]
-        curves["oracle"] = np.broadcast_to(oracle, (*oracle.shape[:2], config.eval_episodes))
+        curves["oracle"] = episodes.oracle_returns(env, tasks, config.eval_episodes)
         noisy = env_spec(dataclasses.replace(config, label_noise=NOISE)).build()
         shifted = {"icpo": np.stack([play(agent, noisy) for agent in players["icpo"]])}
         conditions = {f"noise_{NOISE:g}": episodes.summary(shifted)}

@@ -33,6 +33,11 @@ class TimeStep(NamedTuple):
     prev: Transition  # the last completed transition; zeros at the start of a sequence
     reset: Array  # bool []: this input starts a new sequence, so forget first
 
+    @property
+    def begins_episode(self) -> Array:
+        """Whether an episode starts here, bool []."""
+        return self.reset | self.prev.terminated | self.prev.truncated
+
 
 class Agent(NamedTuple):
     """Something that acts in one task; `jax.vmap` makes it many.

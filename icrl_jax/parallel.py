@@ -29,9 +29,7 @@ def check_rows(option: str, rows: int) -> None:
 def replicate(tree: Tree) -> Tree:
     """Puts a copy of every array on every device."""
     if jax.device_count() == 1:
-        return jax.device_put(
-            tree
-        )  # as all other arrays lie there, or programs that were compiled for those would not do
+        return jax.device_put(tree)  # without a mesh: programs compiled for plain arrays take them too
     return jax.device_put(tree, NamedSharding(rows_mesh(), PartitionSpec()))
 
 

@@ -18,7 +18,7 @@ from icrl_jax.methods.dpt import dpt
 from icrl_jax.methods.ppo import PPOConfig, ppo
 from icrl_jax.models.embeddings import EmbeddingConfig
 from icrl_jax.models.transformer import TransformerConfig
-from icrl_jax.parallel import check_rows, one_after_another, over_rows, pad_rows
+from icrl_jax.parallel import check_rows, one_after_another, over_rows, pad_rows, replicate
 from icrl_jax.train import Schedule, fit
 
 BATCH, TASKS, T = 8, 7, 5  # four devices divide the batch but not the tasks
@@ -142,3 +142,10 @@ def test_one_after_another_loops_over_rows_on_cpu_only_and_changes_no_number(mon
     assert "scan[" in str(jax.make_jaxpr(in_turn)(shared, rows))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert one_after_another(function) is function
+
+
+def test_on_one_device_what_was_trained_lies_as_all_else_does():
+    """Or programs that were compiled for other arrays would be compiled again for it."""
+    assert jax.device_count() == 1
+    trained, other = replicate(jnp.zeros(3)), jnp.zeros(3)
+    assert trained.sharding == other.sharding and trained.committed == other.committed

@@ -30,9 +30,8 @@ def _init(agent: Agent, blank: Transition, key: Array) -> _Known:
 
 
 def _act(agent: Agent, carry: _Known, key: Array, timestep: TimeStep) -> tuple[_Known, Tree, dict]:
-    begins = timestep.reset | timestep.prev.terminated | timestep.prev.truncated
     now = carry.memory, timestep.prev, timestep.reset
-    at_start, prev, reset = select(begins, now, (carry.at_start, carry.prev, carry.reset))
+    at_start, prev, reset = select(timestep.begins_episode, now, (carry.at_start, carry.prev, carry.reset))
     memory, _, _ = agent.act(carry.memory, key, timestep)
     _, action, info = agent.act(at_start, key, TimeStep(timestep.obs, prev, reset))
     return _Known(memory, at_start, prev, reset), action, info

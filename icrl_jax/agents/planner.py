@@ -43,9 +43,8 @@ def _init(init, key: Array) -> Planned:
 
 def _act(init, learn, plan, choose, carry: Planned, key: Array, timestep: TimeStep) -> tuple[Planned, Tree, dict]:
     key_plan, key_choose = jax.random.split(key)
-    prev = timestep.prev
-    carry = unless_reset(init, carry._replace(known=learn(carry.known, prev)), timestep.reset)
-    starts = timestep.reset | prev.terminated | prev.truncated
+    carry = unless_reset(init, carry._replace(known=learn(carry.known, timestep.prev)), timestep.reset)
+    starts = timestep.begins_episode
 
     def anew():
         return select(starts, plan(carry, key_plan), carry.plan)

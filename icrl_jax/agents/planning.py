@@ -91,8 +91,7 @@ def _act(
     key: Array,
     timestep: TimeStep,
 ) -> tuple[Remembered, Tree, dict]:
-    starts = timestep.reset | timestep.prev.terminated | timestep.prev.truncated
-    time, lived = jnp.where(starts, 0, carry.time), jnp.where(timestep.reset, 0, carry.lived)
+    time, lived = jnp.where(timestep.begins_episode, 0, carry.time), jnp.where(timestep.reset, 0, carry.lived)
     now = jax.tree.map(lambda x: x[None], timestep)
     memory, prediction = model.step(as_row(model.body, carry.memory), now)
     steps_left = jnp.where(lived < config.plan_after, 0, episode_steps - time)  # none: no plan promises anything

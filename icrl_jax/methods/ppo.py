@@ -307,9 +307,7 @@ class Experience(NamedTuple):
     log_prob: Array  # of the choice, when it was made
     advantage: Array
     ret: Array  # the return that the value is to predict
-    first: Array | None = (
-        None  # int32 [N]: the step, the same for all, of the first choice, if those before are read only
-    )
+    first: Array | None = None  # int32 [N]: the step of the first choice, the same for all; what is before is only read
 
 
 def play_and_learn(

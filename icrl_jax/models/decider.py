@@ -20,7 +20,7 @@ from icrl_jax.models.heads import ActionHeadConfig, Prediction, make_action_head
 from icrl_jax.models.heads.readout import Readout
 from icrl_jax.models.kinds import ModelConfig, make_model
 from icrl_jax.models.layers import Aux, fan_in, gather, linear
-from icrl_jax.models.policy import LINEAR, TRANSITION, begins, hidden
+from icrl_jax.models.policy import LINEAR, TRANSITION, hidden
 from icrl_jax.models.queries import answer_beside
 from icrl_jax.models.transformer import TransformerConfig
 
@@ -165,7 +165,7 @@ class Decider(nnx.Module):
 
         now = firsts(timesteps)
         x_BKD = self._situation(before_BKZ, firsts(all_to_go(timesteps, target_B)), now)
-        _, y_BKD, aux_high = self.high(None, x_BKD, now.reset, begins(now), keys[1])
+        _, y_BKD, aux_high = self.high(None, x_BKD, now.reset, now.begins_episode, keys[1])
         z_SZ = self._decision(y_BKD, key_z).reshape(B * T // c, -1)
 
         step_BTD = hidden(self.embed(timesteps._replace(reset=first_BT))[:, :, 0], key_step, mask)
@@ -188,7 +188,7 @@ class Decider(nnx.Module):
 
         That is a step of "review", one of "low" and, where a decision is due, one of "high".
         """
-        starts, reset = begins(timestep), timestep.reset
+        starts, reset = timestep.begins_episode, timestep.reset
         everywhere = lambda flag: jnp.broadcast_to(flag, reset.shape)
         x = self._done(timestep.prev)
         review, y = self.review.step(carry.review, x, everywhere(carry.clock == 1))
@@ -247,7 +247,7 @@ def seeing(config: ModelConfig, num_inputs: int) -> ModelConfig:
 
 def _to_go(before: Array, timestep: TimeStep, target: Array | float) -> Array:
     """What is left of the return at this input, [..., 1], given what was left at the one before."""
-    return jnp.where(begins(timestep)[..., None], target, before - timestep.prev.feedback[..., None])
+    return jnp.where(timestep.begins_episode[..., None], target, before - timestep.prev.feedback[..., None])
 
 
 def all_to_go(timesteps: TimeStep, target_B: Array) -> Array:

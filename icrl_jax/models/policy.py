@@ -96,7 +96,7 @@ class Policy(nnx.Module):
         """What the model is given: tokens in one sequence [B, T * N, D], the query of each step [B, T, D] where it is
         asked, which tokens begin a sequence and which an episode, and a key for what it draws."""
         x_BTND = self.embed(timesteps)
-        x, query_BTD, reset, episode = x_BTND[:, :, 0], None, timesteps.reset, begins(timesteps)
+        x, query_BTD, reset, episode = x_BTND[:, :, 0], None, timesteps.reset, timesteps.begins_episode
         if self.asks:
             query_BTD = x_BTND[:, :, 1]
         else:
@@ -108,15 +108,10 @@ class Policy(nnx.Module):
 
     def read_step(self, carry: Tree, timestep: TimeStep) -> tuple[Tree, Array]:
         """`step` up to the head, [B, D]."""
-        x_BND, reset, episode = self.embed(timestep), timestep.reset, begins(timestep)
+        x_BND, reset, episode = self.embed(timestep), timestep.reset, timestep.begins_episode
         if self.asks:
             return answer_step(self.body, carry, x_BND[:, 0], x_BND[:, 1], reset, episode)
         return read_step(self.body, carry, x_BND, reset, episode)
-
-
-def begins(timestep: TimeStep) -> Array:
-    """Where an episode starts."""
-    return timestep.reset | timestep.prev.terminated | timestep.prev.truncated
 
 
 def hidden(x_BTD: Array, key: Array | None, mask: float) -> Array:

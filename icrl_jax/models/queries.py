@@ -27,7 +27,7 @@ def check_asked(config: Any) -> None:
     moe = getattr(config, "moe", None)
     if moe is not None and moe.has_experts:
         sizes = f"num_experts={moe.num_experts}, num_task_experts={moe.num_task_experts}"
-        raise ValueError(f"{sizes}: must be 0 where a model is asked (DPT and DIT with the query last, DICP)")
+        raise ValueError(f"{sizes}: must be 0 where a model is asked (DPT and DIT with the query last, DICP, ICPO)")
 
 
 def read_step(body: Tree, carry: Tree, x_BND: Array, reset_B: Array, episode_B: Array) -> tuple[Tree, Array]:

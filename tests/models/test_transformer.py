@@ -209,7 +209,7 @@ def test_nan_before_a_reset_never_leaks_past_it(name):
     np.testing.assert_allclose(after[:, : T - 4], clean[:, 4:], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relative", "hard"])
+@pytest.mark.parametrize("name", ["rotary", "relative", "apart", "hard"])
 def test_nan_before_a_reset_reaches_no_gradient_past_it(name):
     """Of steps, branches and candidates that follow a reset in a memory full of NaN; that of what was is zero."""
     model, none = make_model(name), beginnings()
